@@ -1,0 +1,29 @@
+//! vm2k turns a virtual machine into a container image, and a fleet of machines into images that share their layers.
+//!
+//! The program is a pipeline of plain values:
+//!
+//! ```text
+//! disk file -> disk -> volume -> fs --+
+//! directory, OCI image ---------------+--> Source       a tree of files, and a way to read each one
+//!                                            |
+//!                                            | inventory::take(&source, &distros)
+//!                                       Inventory       what is there: os, packages, users, services, ...
+//!                                            | plan::make(&inventory, &base, &distros, &options)        pure
+//!                                       Plan            what goes into which layer and why; what is left out and why
+//!                                            | layer::pack(&source, &plan)
+//!                                       Layers          reproducible tars, named by their content
+//!                                            | oci::write(base, layers, config)
+//!                                       Image --> oci:, oci-archive:, docker-archive:
+//! check:  verify(source, image) compares every file: nothing may differ but what the plan left out by name
+//! ```
+//!
+//! `docs/architecture.md` has the map of modules and the rules between them.
+
+pub mod bytes;
+pub mod error;
+pub mod fs;
+pub mod path;
+pub mod progress;
+pub mod read_at;
+pub mod source;
+pub mod tree;

@@ -1,0 +1,3 @@
+//! The program: see [`vm2k`].
+
+fn main() {}

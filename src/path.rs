@@ -1,0 +1,192 @@
+//! `GuestPath`: a path inside the machine. Host paths stay `std::path::Path`, so that the compiler keeps the two apart.
+
+use crate::error::{Error, Escaped, Result};
+use std::fmt;
+
+/// An absolute path inside a machine or an image: bytes, no `.`, `..`, empty part or NUL. `/` is the root.
+///
+/// Ordered by its bytes; a directory comes before what is in it.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct GuestPath(Box<[u8]>);
+
+/// The longest path in bytes that is accepted: PATH_MAX of Linux is 4,096, deeper trees exist on disks all the same.
+const MAX_LEN: usize = 64 << 10;
+
+impl GuestPath {
+    /// The root, `/`.
+    pub fn root() -> Self {
+        Self(Box::from(*b"/"))
+    }
+
+    /// Checks `bytes`, which must begin with `/` and have no empty, `.` or `..` part and no NUL.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] that shows the path.
+    pub fn new(bytes: &[u8]) -> Result<Self> {
+        let bad = || {
+            Error::corrupt(
+                format!("{:?} is not a path of the machine", Escaped(bytes).to_string()),
+                0,
+            )
+        };
+        let rest = bytes.strip_prefix(b"/").ok_or_else(bad)?;
+        if !rest.is_empty() && !rest.split(|b| *b == b'/').all(is_name) || bytes.len() > MAX_LEN {
+            return Err(bad());
+        }
+        Ok(Self(bytes.into()))
+    }
+
+    /// The path that `text` means when a person or a guest file writes it: repeated and trailing slashes and `.` parts are
+    /// dropped, a missing first slash is added.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] if it has `..` parts or NULs.
+    pub fn lenient(text: &[u8]) -> Result<Self> {
+        let mut bytes = Vec::with_capacity(text.len() + 1);
+        for part in text.split(|b| *b == b'/').filter(|p| !p.is_empty() && *p != b".") {
+            bytes.push(b'/');
+            bytes.extend_from_slice(part);
+        }
+        if bytes.is_empty() {
+            bytes.push(b'/');
+        }
+        Self::new(&bytes)
+    }
+
+    /// `name` in this directory.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] if `name` is not one valid part.
+    pub fn join(&self, name: &[u8]) -> Result<Self> {
+        if !is_name(name) || self.0.len() + name.len() >= MAX_LEN {
+            return Err(Error::corrupt(
+                format!("{:?} is not a file name", Escaped(name).to_string()),
+                0,
+            ));
+        }
+        let mut bytes = Vec::with_capacity(self.0.len() + name.len() + 1);
+        bytes.extend_from_slice(&self.0);
+        if !self.is_root() {
+            bytes.push(b'/');
+        }
+        bytes.extend_from_slice(name);
+        Ok(Self(bytes.into()))
+    }
+
+    /// This path with `below` (a path of a tree that is mounted here) behind it.
+    #[must_use]
+    pub fn graft(&self, below: &Self) -> Self {
+        match (self.is_root(), below.is_root()) {
+            (true, _) => below.clone(),
+            (_, true) => self.clone(),
+            _ => Self([&*self.0, &*below.0].concat().into()),
+        }
+    }
+
+    /// All bytes, beginning with `/`.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// The bytes without the first `/`: empty for the root.
+    pub fn relative(&self) -> &[u8] {
+        self.0.strip_prefix(b"/").unwrap_or(&self.0)
+    }
+
+    /// True for `/`.
+    pub fn is_root(&self) -> bool {
+        self.0.len() == 1
+    }
+
+    /// The directory this is in; `None` for the root.
+    pub fn parent(&self) -> Option<Self> {
+        if self.is_root() {
+            return None;
+        }
+        let at = self.0.iter().rposition(|b| *b == b'/')?;
+        Some(if at == 0 {
+            Self::root()
+        } else {
+            Self(self.0.get(..at)?.into())
+        })
+    }
+
+    /// The last part; empty for the root.
+    pub fn name(&self) -> &[u8] {
+        self.0.rsplit(|b| *b == b'/').next().unwrap_or_default()
+    }
+
+    /// The parts from the root down.
+    pub fn parts(&self) -> impl Iterator<Item = &[u8]> {
+        self.relative().split(|b| *b == b'/').filter(|p| !p.is_empty())
+    }
+
+    /// True if this is `dir` or lies below it.
+    pub fn is_in(&self, dir: &Self) -> bool {
+        dir.is_root()
+            || self
+                .0
+                .strip_prefix(&*dir.0)
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with(b"/"))
+    }
+}
+
+/// True for one part of a path: not empty, not `.` or `..`, without `/` and NUL.
+pub fn is_name(part: &[u8]) -> bool {
+    !part.is_empty() && part != b"." && part != b".." && !part.iter().any(|b| *b == b'/' || *b == 0)
+}
+
+impl std::borrow::Borrow<[u8]> for GuestPath {
+    fn borrow(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl fmt::Display for GuestPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        Escaped(&self.0).fmt(f)
+    }
+}
+
+impl fmt::Debug for GuestPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn p(s: &str) -> GuestPath {
+        GuestPath::new(s.as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn refuses_what_could_leave_the_machine() {
+        for bad in [
+            "", "a", "//", "/a/", "/a//b", "/.", "/a/..", "/../a", "/a/./b", "/a\0",
+        ] {
+            assert!(GuestPath::new(bad.as_bytes()).is_err(), "{bad:?}");
+        }
+        assert!(GuestPath::lenient(b"a/../b").is_err());
+        assert_eq!(GuestPath::lenient(b"./a//b/").unwrap(), p("/a/b"));
+        assert_eq!(GuestPath::lenient(b"").unwrap(), GuestPath::root());
+        assert!(p("/a").join(b"..").is_err());
+        assert!(p("/a").join(b"b/c").is_err());
+    }
+
+    #[test]
+    fn relations() {
+        assert_eq!(p("/a/b").parent(), Some(p("/a")));
+        assert_eq!(p("/a").parent(), Some(GuestPath::root()));
+        assert_eq!(GuestPath::root().parent(), None);
+        assert_eq!(p("/a/b").name(), b"b");
+        assert!(p("/a/b").is_in(&p("/a")) && p("/a").is_in(&p("/a")) && p("/a").is_in(&p("/")));
+        assert!(!p("/ab").is_in(&p("/a")));
+        assert_eq!(p("/a").graft(&p("/b/c")), p("/a/b/c"));
+        assert_eq!(p("/").graft(&p("/b")), p("/b"));
+        assert_eq!(p("/a").graft(&p("/")), p("/a"));
+        assert_eq!(GuestPath::root().join(b"x").unwrap(), p("/x"));
+    }
+}

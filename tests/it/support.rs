@@ -1,0 +1,94 @@
+//! What the integration tests share: finding real inputs and the tools that judge.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+/// True where nothing may be skipped: `tests/all.sh` and CI set `VM2K_TEST_REQUIRE`.
+pub(crate) fn required() -> bool {
+    std::env::var_os("VM2K_TEST_REQUIRE").is_some()
+}
+
+/// Says that `test` is skipped because `what` is missing; fails it instead where nothing may be skipped.
+pub(crate) fn skip(test: &str, what: &str) {
+    assert!(
+        !required(),
+        "{test}: {what} is missing and VM2K_TEST_REQUIRE is set"
+    );
+    eprintln!("SKIPPED {test}: {what} is missing");
+}
+
+/// The folder of real inputs (`VM2K_SHARED`, default `../shared`, its `data` folder joined with `sub`). Where it is
+/// absent the caller's test is skipped by name, in CI too: the inputs' licences keep them out of this repository.
+pub(crate) fn shared(test: &str, sub: &str) -> Option<PathBuf> {
+    let root = std::env::var_os("VM2K_SHARED").map_or_else(
+        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared"),
+        PathBuf::from,
+    );
+    let path = root.join("data").join(sub);
+    if !path.exists() {
+        eprintln!("SKIPPED {test}: no {} (set VM2K_SHARED)", path.display());
+        return None;
+    }
+    Some(path)
+}
+
+/// True if all `tools` are on the path; else the test is skipped by name, or failed where nothing may be skipped.
+pub(crate) fn tools(test: &str, tools: &[&str]) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let missing = tools.iter().find(|t| {
+        !std::env::split_paths(&path)
+            .chain(["/usr/sbin".into(), "/sbin".into()])
+            .any(|d| d.join(t).is_file())
+    });
+    match missing {
+        Some(tool) => {
+            skip(test, tool);
+            false
+        }
+        None => true,
+    }
+}
+
+/// True if the process may mount filesystems (root); else the test is skipped by name.
+pub(crate) fn root(test: &str) -> bool {
+    let root = run(Command::new("id").arg("-u")).stdout == b"0\n";
+    if !root {
+        skip(test, "root (the judge here is the kernel's mount)");
+    }
+    root
+}
+
+/// Runs `command` to its end and fails the test with its output unless it succeeds.
+pub(crate) fn run(command: &mut Command) -> Output {
+    let output = command.output().unwrap_or_else(|e| panic!("{command:?}: {e}"));
+    assert!(
+        output.status.success(),
+        "{command:?}: {}\n{}{}",
+        output.status,
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    output
+}
+
+/// Runs a bash script (`set -eu -o pipefail`) with `args` as `$1`, `$2`, ...
+pub(crate) fn bash(script: &str, args: &[&Path]) -> Output {
+    run(Command::new("bash")
+        .args(["-eu", "-o", "pipefail", "-c", script, "bash"])
+        .args(args))
+}
+
+/// The program under test.
+pub(crate) fn vm2k() -> Command {
+    Command::new(env!("CARGO_BIN_EXE_vm2k"))
+}
+
+/// Unpacks `file.zst` sparsely into `dir` and gives the path without the ending.
+pub(crate) fn unzstd(file: &Path, dir: &Path) -> PathBuf {
+    let out = dir.join(file.file_stem().expect("a file name"));
+    run(Command::new("zstd")
+        .args(["-q", "-d", "-f", "--sparse", "-o"])
+        .arg(&out)
+        .arg(file));
+    out
+}
