@@ -1,4 +1,10 @@
 //! Integration tests: one binary, one module a subject. `tests/all.sh` installs what they need and runs them.
+#![allow(
+    clippy::panic,
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking"
+)]
 
-#[expect(dead_code, reason = "helpers for the modules that follow")]
+#[allow(dead_code, reason = "helpers for the modules that follow")]
 mod support;
