@@ -22,8 +22,11 @@
 pub mod bytes;
 pub mod error;
 pub mod fs;
+pub mod oci;
 pub mod path;
 pub mod progress;
 pub mod read_at;
+pub mod scratch;
 pub mod source;
+pub mod store;
 pub mod tree;
