@@ -645,6 +645,8 @@ mod tests {
         let digest = store.put(b"hello").unwrap();
         let path = store.blob_path(&digest);
         let damage = |bytes: &[u8]| {
+            // A file's times move in steps of some milliseconds.
+            std::thread::sleep(Duration::from_millis(20));
             std::fs::remove_file(&path).unwrap();
             std::fs::write(&path, bytes).unwrap();
         };

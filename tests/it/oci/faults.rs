@@ -153,6 +153,8 @@ fn a_damaged_blob_is_never_written_and_a_damaged_layout_is_mended() {
     let layer = &image.layers[1];
     let in_layout = dir.path().join("l/blobs/sha256").join(layer.digest.hex());
     let damage = |path: &Path| {
+        // A file's times move in steps of some milliseconds.
+        std::thread::sleep(Duration::from_millis(20));
         std::fs::remove_file(path).unwrap();
         std::fs::write(path, vec![0; usize::try_from(layer.size).unwrap()]).unwrap();
     };

@@ -641,6 +641,7 @@ fn what_was_fetched_is_there_without_a_network() {
     assert_eq!(server.log.lock().unwrap().len(), seen);
     // A blob that rotted in the store is fetched again, or missed.
     let rotten = store.blob_path(&Digest::of(&made.blobs[0]));
+    std::thread::sleep(Duration::from_millis(20));
     std::fs::remove_file(&rotten).unwrap();
     std::fs::write(&rotten, vec![0; made.blobs[0].len()]).unwrap();
     let e = pull_with(&by_tag, &store, offline).unwrap_err();
