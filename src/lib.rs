@@ -20,9 +20,13 @@
 //! `docs/architecture.md` has the map of modules and the rules between them.
 
 pub mod bytes;
+pub mod diff;
 pub mod error;
 pub mod fs;
+pub mod jobs;
+pub mod layer;
 pub mod path;
+pub mod plan;
 pub mod progress;
 pub mod read_at;
 pub mod source;
