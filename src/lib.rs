@@ -31,3 +31,4 @@ pub mod progress;
 pub mod read_at;
 pub mod source;
 pub mod tree;
+pub mod verify;

@@ -5,6 +5,7 @@
 
 pub mod check;
 pub mod document;
+pub mod note;
 pub mod rules;
 
 use crate::diff::{Change, Diff, Fields, Joined, fields, join, regrouped};
