@@ -6,6 +6,7 @@
 pub mod check;
 pub mod document;
 pub mod note;
+pub mod redact;
 pub mod rules;
 
 use crate::diff::{Change, Diff, Fields, Joined, fields, join, regrouped};

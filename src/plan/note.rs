@@ -6,6 +6,8 @@
 use super::{Plan, Rewritten};
 use crate::error::{Error, Result};
 use crate::path::GuestPath;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -53,7 +55,7 @@ impl Note {
             .map_err(|e| Error::unsupported(format!("writing the plan's note: {e}")))?;
         let zstd =
             zstd::bulk::compress(&json, 19).map_err(|e| Error::io("compressing the plan's note", e))?;
-        Ok(base64(&zstd))
+        Ok(BASE64.encode(zstd))
     }
 
     /// Reads a label's value.
@@ -62,7 +64,7 @@ impl Note {
     /// [`Error::Corrupt`] if it is none.
     pub fn decode(text: &str) -> Result<Self> {
         let bad = |what: &str| Error::corrupt(format!("the image's label {LABEL}: {what}"), 0);
-        let zstd = unbase64(text).ok_or_else(|| bad("not base64"))?;
+        let zstd = BASE64.decode(text).map_err(|e| bad(&e.to_string()))?;
         let mut json = Vec::new();
         let decoder = zstd::stream::read::Decoder::new(zstd.as_slice()).map_err(|e| bad(&e.to_string()))?;
         decoder
@@ -88,66 +90,9 @@ impl Note {
     }
 }
 
-const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-
-/// Base64 with padding (RFC 4648 section 4).
-pub fn base64(bytes: &[u8]) -> String {
-    let mut out = String::with_capacity(bytes.len().div_ceil(3) * 4);
-    for group in bytes.chunks(3) {
-        let byte = |i: usize| u32::from(group.get(i).copied().unwrap_or(0));
-        let bits = byte(0) << 16 | byte(1) << 8 | byte(2);
-        for i in 0..4 {
-            let index = (bits >> (18 - 6 * i) & 63) as usize;
-            let digit = ALPHABET.get(index).copied().map_or('A', char::from);
-            out.push(if i <= group.len() { digit } else { '=' });
-        }
-    }
-    out
-}
-
-/// The bytes of padded base64; `None` if it is none.
-pub fn unbase64(text: &str) -> Option<Vec<u8>> {
-    let digits = text.trim_end_matches('=');
-    if !text.len().is_multiple_of(4) || text.len() - digits.len() > 2 {
-        return None;
-    }
-    let mut out = Vec::with_capacity(text.len() / 4 * 3);
-    for group in digits.as_bytes().chunks(4) {
-        let mut bits = 0u32;
-        for i in 0..4 {
-            let value = match group.get(i) {
-                Some(digit) => ALPHABET.iter().position(|a| a == digit)? as u32,
-                None => 0,
-            };
-            bits = bits << 6 | value;
-        }
-        let [_, a, b, c] = bits.to_be_bytes();
-        out.extend_from_slice([a, b, c].get(..group.len().checked_sub(1)?)?);
-    }
-    Some(out)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn base64_of_rfc_4648() {
-        for (plain, coded) in [
-            ("", ""),
-            ("f", "Zg=="),
-            ("fo", "Zm8="),
-            ("foo", "Zm9v"),
-            ("foob", "Zm9vYg=="),
-            ("foobar", "Zm9vYmFy"),
-        ] {
-            assert_eq!(base64(plain.as_bytes()), coded);
-            assert_eq!(unbase64(coded).unwrap(), plain.as_bytes());
-        }
-        for bad in ["Z", "Zg=", "Z===", "Zm9*", "===="] {
-            assert_eq!(unbase64(bad), None, "{bad}");
-        }
-    }
 
     #[test]
     fn a_note_survives_its_label() {
