@@ -6,5 +6,8 @@
     reason = "a test fails by panicking"
 )]
 
+mod ext4;
+#[allow(dead_code, reason = "helpers for the modules that follow")]
+mod kernel;
 #[allow(dead_code, reason = "helpers for the modules that follow")]
 mod support;
