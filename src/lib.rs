@@ -19,10 +19,14 @@
 //!
 //! `docs/architecture.md` has the map of modules and the rules between them.
 
+pub mod arch;
 pub mod bytes;
+pub mod distro;
 pub mod error;
 pub mod fs;
+pub mod inventory;
 pub mod path;
+pub mod pkgdb;
 pub mod progress;
 pub mod read_at;
 pub mod source;
