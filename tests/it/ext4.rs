@@ -21,6 +21,7 @@ fn ours(image: &Path) -> (Vec<Seen>, Listing) {
 }
 
 /// The files `*.zst` in `dir`, sorted.
+#[allow(dead_code, reason = "for the tests that follow")]
 fn packed(dir: &Path) -> Vec<PathBuf> {
     let mut files: Vec<PathBuf> = std::fs::read_dir(dir)
         .unwrap()

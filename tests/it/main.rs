@@ -11,3 +11,5 @@ mod ext4;
 mod kernel;
 #[allow(dead_code, reason = "helpers for the modules that follow")]
 mod support;
+
+mod inventory;
