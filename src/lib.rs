@@ -20,6 +20,7 @@
 //! `docs/architecture.md` has the map of modules and the rules between them.
 
 pub mod bytes;
+pub mod disk;
 pub mod error;
 pub mod fs;
 pub mod path;
@@ -27,3 +28,4 @@ pub mod progress;
 pub mod read_at;
 pub mod source;
 pub mod tree;
+pub mod volume;

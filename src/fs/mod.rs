@@ -1,6 +1,6 @@
 //! Filesystems: bytes of a volume in, a tree of files out. Nothing is ever written.
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::read_at::ReadAt;
 use crate::tree::{Problem, Tree};
 use std::sync::Arc;
@@ -46,4 +46,26 @@ pub struct Info {
     pub used: Option<u64>,
     /// Features and states worth telling, as in `journal replayed in memory`.
     pub notes: Vec<String>,
+}
+
+/// The name of what `volume` holds; `None` if nothing known.
+pub fn recognise(volume: &dyn ReadAt) -> Option<&'static str> {
+    let has = |at, what: &[u8]| crate::read_at::read_vec(volume, at, what.len()).is_ok_and(|b| b == what);
+    if has(1080, &[0x53, 0xef]) {
+        Some("ext4")
+    } else if has(3, b"NTFS    ") {
+        Some("ntfs")
+    } else if has(512, b"LABELONE") {
+        Some("LVM2_member")
+    } else {
+        None
+    }
+}
+
+/// Opens the filesystem on `volume`.
+///
+/// # Errors
+/// [`Error::Unsupported`].
+pub fn open(volume: Arc<dyn ReadAt>) -> Result<Box<dyn Filesystem>> {
+    Err(Error::unsupported(recognise(&*volume).unwrap_or("nothing known")))
 }

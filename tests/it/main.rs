@@ -8,3 +8,5 @@
 
 #[allow(dead_code, reason = "helpers for the modules that follow")]
 mod support;
+
+mod disk;
