@@ -22,6 +22,7 @@
 pub mod arch;
 pub mod bytes;
 pub mod diff;
+pub mod disk;
 pub mod distro;
 pub mod error;
 pub mod fs;
@@ -36,3 +37,4 @@ pub mod read_at;
 pub mod source;
 pub mod tree;
 pub mod verify;
+pub mod volume;

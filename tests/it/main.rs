@@ -12,4 +12,5 @@ mod kernel;
 #[allow(dead_code, reason = "helpers for the modules that follow")]
 mod support;
 
+mod disk;
 mod inventory;
