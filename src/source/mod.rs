@@ -2,6 +2,7 @@
 
 pub mod directory;
 pub mod fstab;
+pub mod image;
 pub mod machine;
 pub mod memory;
 
