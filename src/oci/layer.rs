@@ -21,6 +21,8 @@ const FREE_GROWTH: u64 = 1 << 30;
 const MAX_DATA_RATIO: u64 = 1_100;
 /// How many bytes, zeros included, a compressed byte may become. zstd says 128 KiB of zeros in about 4 bytes.
 const MAX_RATIO: u64 = 40_000;
+/// The most bytes of holes in the sparse files of one layer. They cost no room, but they are hashed.
+const MAX_HOLES: u64 = 1 << 40;
 /// Bytes at a time.
 const CHUNK: usize = 256 << 10;
 
@@ -284,8 +286,7 @@ impl<R: Input> Input for &mut R {
 fn list(plain: &mut Unpacked<'_>, name: &str) -> Result<Listing> {
     let mut listing = Listing::default();
     let mut metadata = 0u64;
-    let mut holes = Limit::of(0);
-    holes.all = plain.limit.all;
+    let mut holes = 0u64;
     let mut reader = Reader::new(plain, name);
     let mut buf = vec![0; CHUNK];
     while let Some(mut entry) = reader.next()? {
@@ -298,7 +299,12 @@ fn list(plain: &mut Unpacked<'_>, name: &str) -> Result<Listing> {
             )));
         }
         if entry.sparse.is_some() {
-            holes.take(entry.size - entry.stored, 0, name)?;
+            holes = holes.saturating_add(entry.size.saturating_sub(entry.stored));
+            if holes > MAX_HOLES {
+                return Err(Error::unsupported(format!(
+                    "{name}: sparse files of more than {MAX_HOLES} bytes"
+                )));
+            }
         }
         let (hash, place) = match entry.kind {
             Type::File => content(&mut reader, &mut entry, &mut buf)?,
