@@ -5,7 +5,7 @@ use crate::support::{self, bash, shared, tools, unzstd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use vm2k::fs::{Filesystem, Listing};
-use vm2k::read_at::HostFile;
+use vm2k::read_at::{HostFile, Stream};
 use vm2k::tree::Kind;
 
 fn open(image: &Path) -> vm2k::error::Result<Box<dyn Filesystem>> {
@@ -318,4 +318,296 @@ fn what_the_kernel_writes_under_every_option_is_read_right() {
     }
     eprintln!("{test}: {} option sets, not made here: {unknown:?}", MATRIX.len());
     assert!(unknown.len() <= 5, "{unknown:?}");
+}
+
+/// What `debugfs -R request` prints, if it has nothing to complain of.
+fn debugfs(image: &Path, request: &str) -> Option<Vec<u8>> {
+    let output = std::process::Command::new("debugfs")
+        .args(["-R", request])
+        .arg(image)
+        .output()
+        .unwrap();
+    let complaints = String::from_utf8_lossy(&output.stderr).lines().count();
+    // The first line is its version.
+    (output.status.success() && complaints <= 1).then_some(output.stdout)
+}
+
+/// Resident memory of this process in bytes.
+fn resident() -> u64 {
+    let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
+    let pages: u64 = statm.split(' ').nth(1).unwrap().parse().unwrap();
+    pages * 4096
+}
+
+/// Reads everything of a damaged image, with time and memory bounded; `None` if it does not open or list.
+fn survey(what: &str, image: &Path) -> Option<(Vec<Seen>, Listing)> {
+    let (start, before) = (std::time::Instant::now(), resident());
+    let found = open(image).and_then(|fs| {
+        let listing = fs.list()?;
+        let mut seen = Vec::new();
+        for (path, node) in listing.tree.iter() {
+            // Files that are larger than the test has time for are read at their beginning only.
+            let mut content = String::new();
+            if node.is_file() {
+                content = match fs.open(node.id.ino) {
+                    Ok(file) if file.len() > 64 << 20 => {
+                        let read = file.read_at(0, &mut vec![0; 1 << 20]);
+                        read.map_or_else(|e| format!("error: {e}"), |()| "large".to_owned())
+                    }
+                    Ok(file) => {
+                        kernel::sha256(&mut Stream::new(&*file)).unwrap_or_else(|e| format!("error: {e}"))
+                    }
+                    Err(e) => format!("error: {e}"),
+                };
+            }
+            seen.push(Seen {
+                path: path.clone(),
+                node: node.clone(),
+                content,
+            });
+        }
+        Ok((seen, listing))
+    });
+    let (took, grown) = (start.elapsed(), resident().saturating_sub(before));
+    assert!(took.as_secs() < 10, "{what}: {took:?}");
+    assert!(grown < 512 << 20, "{what}: {grown} bytes");
+    match found {
+        Ok(found) => Some(found),
+        Err(e) => {
+            eprintln!("{what}: refused: {e}");
+            None
+        }
+    }
+}
+
+#[test]
+fn damaged_filesystems_are_read_right_or_named() {
+    let test = "ext4 damaged";
+    let Some(dir) = shared(test, "hostile/ext") else {
+        return;
+    };
+    if !tools(test, &["zstd", "debugfs", "e2fsck"]) {
+        return;
+    }
+    let temp = tempfile::tempdir().unwrap();
+    let (mut images, mut files, mut unread, mut names) = (0, 0, 0, 0);
+    for packed in packed(&dir) {
+        let image = unzstd(&packed, temp.path());
+        let what = image.file_name().unwrap().to_string_lossy().into_owned();
+        images += 1;
+        let Some((seen, listing)) = survey(&what, &image) else {
+            std::fs::remove_file(&image).unwrap();
+            continue;
+        };
+        // debugfs does not replay journals.
+        let _ = std::process::Command::new("e2fsck")
+            .args(["-y", "-E", "journal_only"])
+            .arg(&image)
+            .output();
+        for file in seen.iter().filter(|s| s.node.is_file()) {
+            if file.content.starts_with("error") {
+                unread += 1;
+            } else if file.content != "large"
+                && let Some(bytes) = debugfs(&image, &format!("cat <{}>", file.node.id.ino))
+            {
+                files += 1;
+                // debugfs gives all of an inline file's room, whatever its size.
+                let size = (file.node.size() as usize).min(bytes.len());
+                let expected = kernel::sha256(&mut &bytes[..size]).unwrap();
+                assert_eq!(file.content, expected, "{what} {}", file.path);
+            }
+        }
+        for dir in seen.iter().filter(|s| s.node.is_dir()).take(200) {
+            let told = |path: &vm2k::path::GuestPath| listing.problems.iter().any(|p| p.path == *path);
+            let Some(list) = debugfs(&image, &format!("ls -p <{}>", dir.node.id.ino)) else {
+                continue;
+            };
+            if told(&dir.path) {
+                continue;
+            }
+            for line in list.split(|b| *b == b'\n') {
+                let fields: Vec<&[u8]> = line.split(|b| *b == b'/').collect();
+                let (Some(ino), Some(name)) = (fields.get(1), fields.get(5)) else {
+                    continue;
+                };
+                if *ino == b"0" || *name == b"." || *name == b".." || name.is_empty() {
+                    continue;
+                }
+                names += 1;
+                let path = dir.path.join(name).unwrap();
+                assert!(
+                    listing.tree.get(&path).is_some() || told(&path),
+                    "{what}: {path} is silently missing"
+                );
+            }
+        }
+        if !listing.problems.is_empty() || std::env::var_os("VM2K_VERBOSE").is_some() {
+            eprintln!(
+                "{what}: {} paths, {} problems",
+                seen.len(),
+                listing.problems.len()
+            );
+            for problem in listing.problems.iter().take(3) {
+                eprintln!("    {}: {}", problem.path, problem.what);
+            }
+        }
+        std::fs::remove_file(&image).unwrap();
+    }
+    eprintln!(
+        "{test}: {images} images; {files} files equal debugfs, {names} names found, {unread} files unreadable"
+    );
+}
+
+/// A small deterministic generator (Knuth's MMIX constants).
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self
+            .0
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        self.0 >> 33
+    }
+    fn below(&mut self, n: usize) -> usize {
+        (self.next() % n as u64) as usize
+    }
+}
+
+/// Mutant `number` of `seed`: some bytes changed, mostly in blocks that hold metadata.
+fn mutant(seed: &[u8], number: u64) -> Vec<u8> {
+    let mut random = Random(number.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ seed.len() as u64);
+    let mut bytes = seed.to_vec();
+    let used: Vec<usize> = (0..seed.len() / 1024)
+        .filter(|b| seed[b * 1024..(b + 1) * 1024].iter().any(|x| *x != 0))
+        .collect();
+    for _ in 0..1 + random.below(12) {
+        let block = match random.below(4) {
+            0 => used[random.below(used.len().min(3))],
+            1 => used[random.below(used.len().min(64))],
+            _ => used[random.below(used.len())],
+        };
+        // Most structures stand at the beginning of their block.
+        let range = if random.below(2) == 0 { 128 } else { 1024 };
+        let at = block * 1024 + random.below(range);
+        match random.below(4) {
+            0 => bytes[at] ^= 1 << random.below(8),
+            1 => bytes[at] = random.next() as u8,
+            2 => bytes[at] = [0, 1, 0x7f, 0x80, 0xff][random.below(5)],
+            _ => {
+                let from = (block * 1024 + random.below(1024)) & !3;
+                let to = at & !3;
+                bytes.copy_within(from..from + 4, to);
+            }
+        }
+    }
+    bytes
+}
+
+/// Small filesystems made without a mount: one for each way that metadata is laid out. Without checksums, so that
+/// changed bytes reach what reads them.
+const SEEDS: &[&str] = &[
+    "-t ext2 -b 1024 -I 128",
+    "-t ext4 -b 1024 -O ^metadata_csum,^has_journal",
+    "-t ext4 -b 1024 -O ^metadata_csum,^has_journal,inline_data,ea_inode",
+    "-t ext4 -b 1024 -O ^metadata_csum,^has_journal,bigalloc,^resize_inode -C 4096 -N 400",
+    "-t ext4 -b 1024 -O ^has_journal,meta_bg,^resize_inode",
+    "-t ext4 -b 4096 -O ^metadata_csum,uninit_bg,^has_journal",
+];
+
+/// What the seeds hold, below `$1`.
+const SEED_TREE: &str = r#"
+cd "$1"; mkdir -p a/b/c many; echo hello > a/file; ln a/file a/hard; ln -s file a/link
+ln -s "$(printf 'u%.0s' $(seq 200))" a/long; printf 'x%.0s' $(seq 100) > n100; head -c 70000 /dev/urandom > data
+for i in $(seq 150); do echo $i > many/a-longer-name-of-entry-$i; done
+perl -e 'open(F, ">", "pieces"); for (my $i = 0; $i < 60; $i++) { sysseek(F, $i * 8192, 0); syswrite(F, "piece $i") }'
+setfattr -n user.a -v value a/file; setfattr -n user.long -v "$(printf 'v%.0s' $(seq 300))" n100
+setfacl -m u:1000:rw a/file; truncate -s 1M hole
+"#;
+
+fn mutants() -> u64 {
+    std::env::var("VM2K_MUTANTS")
+        .ok()
+        .and_then(|n| n.parse().ok())
+        .unwrap_or(150)
+}
+
+/// Reads all of a volume in memory, for whatever it holds; panics are the test's failure.
+fn read_everything(what: &str, bytes: Vec<u8>) -> bool {
+    let start = std::time::Instant::now();
+    let read = || -> vm2k::error::Result<()> {
+        let fs = vm2k::fs::open(Arc::new(bytes))?;
+        let listing = fs.list()?;
+        let mut buf = vec![0; 64 << 10];
+        for (_, node) in listing.tree.iter().filter(|(_, n)| n.is_file()) {
+            let Ok(file) = fs.open(node.id.ino) else { continue };
+            let mut at = 0;
+            for _ in 0..64 {
+                let Ok(extent) = file.extent_at(at) else { break };
+                assert!(
+                    extent.len > 0 || at >= file.len(),
+                    "{what}: an extent without a length"
+                );
+                let n = extent.len.min(buf.len() as u64) as usize;
+                let _ = file.read_at(at, &mut buf[..n]);
+                at += extent.len;
+            }
+        }
+        Ok(())
+    };
+    let opened = std::panic::catch_unwind(std::panic::AssertUnwindSafe(read))
+        .unwrap_or_else(|_| panic!("{what}: panicked"));
+    let took = start.elapsed();
+    assert!(took.as_secs() < 5, "{what}: {took:?}");
+    opened.is_ok()
+}
+
+#[test]
+fn mutants_neither_panic_nor_hang() {
+    let test = "ext4 mutants";
+    if !tools(test, &["mkfs.ext4", "setfattr", "setfacl", "perl"]) {
+        return;
+    }
+    let temp = tempfile::tempdir().unwrap();
+    let tree = temp.path().join("tree");
+    std::fs::create_dir(&tree).unwrap();
+    bash(SEED_TREE, &[&tree]);
+    let mut seeds: Vec<(String, Vec<u8>)> = Vec::new();
+    for options in SEEDS {
+        let image = temp.path().join("seed");
+        run_ok("truncate", &["-s", "2M"], &image);
+        let mut words: Vec<&str> = options.split(' ').collect();
+        words.extend(["-q", "-F", "-d", tree.to_str().unwrap()]);
+        assert!(run_ok("mkfs.ext4", &words, &image), "{options}");
+        let (_, listing) = ours(&image);
+        assert_eq!(listing.problems, [], "{options}");
+        assert!(listing.tree.len() > 150, "{options}");
+        seeds.push(((*options).to_owned(), std::fs::read(&image).unwrap()));
+        std::fs::remove_file(&image).unwrap();
+    }
+    if let Some(dir) = shared(test, "hostile/ext") {
+        for packed in packed(&dir) {
+            let image = unzstd(&packed, temp.path());
+            if std::fs::metadata(&image).unwrap().len() <= 2 << 20 {
+                seeds.push((image.display().to_string(), std::fs::read(&image).unwrap()));
+            }
+            std::fs::remove_file(&image).unwrap();
+        }
+    }
+    let mut opened = 0;
+    let own = SEEDS.len();
+    for (i, (name, seed)) in seeds.iter().enumerate() {
+        // The images of others are many and alike: fewer of each.
+        let count = if i < own { mutants() } else { mutants() / 8 };
+        for number in 0..count {
+            opened += u64::from(read_everything(
+                &format!("mutant {number} of {name}"),
+                mutant(seed, number),
+            ));
+        }
+    }
+    eprintln!(
+        "{test}: {} seeds, {opened} mutants opened and were read",
+        seeds.len()
+    );
 }
