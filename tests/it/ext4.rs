@@ -611,3 +611,233 @@ fn mutants_neither_panic_nor_hang() {
         seeds.len()
     );
 }
+
+/// A filesystem that is copied while it is mounted, so that its journal has to be replayed.
+struct Dirty {
+    what: &'static str,
+    mkfs: &'static str,
+    mount: &'static str,
+    /// Done and written out before.
+    before: &'static str,
+    /// Done last, with an fsync at its end; `$1` is the mounted directory.
+    work: &'static str,
+}
+
+/// Changes of every kind.
+const CHANGES: &str = r#"
+echo new > new; echo more >> old; ln old hard; rm gone; mv moved moved-here; mkdir -p x/y/z; echo deep > x/y/z/f
+ln -s old sym; ln -s "$(printf 'u%.0s' $(seq 300))" long; mknod dev c 4 5; chmod 4711 old; chown 5:6 old
+setfattr -n user.a -v b old; setfacl -m u:5:r old; truncate -s 100 shorter; head -c 300000 /dev/urandom > big
+for i in $(seq 300); do echo $i > dir/entry-number-$i; done; rm -r tree
+touch -d '2040-01-01 00:00:00.5' x
+dd if=/dev/zero of=last bs=1 count=1 conv=fsync status=none
+"#;
+const BASE: &str = r#"
+echo old > old; echo gone > gone; echo moved > moved; mkdir dir tree; head -c 50000 /dev/urandom > shorter
+for i in $(seq 50); do mkdir tree/$i; echo $i > tree/$i/file; done
+"#;
+/// Transactions until the log has gone round.
+const ROUNDS: &str = r#"
+for i in $(seq 400); do
+    mkdir round-$i; echo $i > round-$i/file; for j in 1 2 3 4 5 6 7 8; do echo > round-$i/$j; done
+    [ $i -le 3 ] || rm -r round-$((i - 3))
+    dd if=/dev/zero of=last bs=$i count=1 conv=fsync status=none
+done
+"#;
+/// Blocks of directories that are deleted and used again for data: the old content is in the log and revoked.
+const REVOKES: &str = r#"
+for i in $(seq 40); do mkdir d$i; for j in $(seq 40); do echo > d$i/a-name-that-fills-the-block-$j; done; done
+dd if=/dev/zero of=one bs=1 count=1 conv=fsync status=none
+rm -r d*
+dd if=/dev/zero of=two bs=1 count=1 conv=fsync status=none
+for i in $(seq 60); do head -c 100000 /dev/urandom > data-$i; done
+dd if=/dev/zero of=three bs=1 count=1 conv=fsync status=none
+"#;
+/// Blocks that begin as the journal's own do.
+const ESCAPES: &str = r#"
+perl -e 'open(F, ">", "magic"); print F pack("N", 0xc03b3998) x 25600'
+perl -e 'open(F, ">", "zeros"); print F pack("N", 0) x 25600'
+perl -MIO::Handle -e 'open(F, ">", "other"); print F pack("N3", 0xc03b3998, 1, 2) x 4096; F->flush; F->sync'
+"#;
+/// Small changes, each with an fsync: what fast commits are made for.
+const FAST: &str = r#"
+f() { perl -MIO::Handle -e 'open(F, ">>", $ARGV[0]) or die; print F $ARGV[1]; F->flush; F->sync or die' "$@"; }
+f old more; f new content; f new more; ln new hard; f hard x; rm gone; f old again
+head -c 200000 /dev/urandom > big; f big y; truncate -s 1000 big; f big z; mkdir sub; f sub/file in-sub; f sub/other o
+mv moved moved-here; f old once-more; rm sub/other; f sub/file more; ln -s target sym; f old after-symlink
+mknod dev c 1 3; f old after-device; f dir/a a; f dir/b b; rm dir/a; f dir/b bb; ln dir/b dir/c; f dir/c cc
+fallocate -l 100k room; f room end; fallocate -p -o 4096 -l 8192 shorter; f shorter punched; f last last
+"#;
+
+const DIRTY: &[Dirty] = &[
+    Dirty {
+        what: "ext4",
+        mkfs: "-t ext4",
+        mount: "commit=300",
+        before: BASE,
+        work: CHANGES,
+    },
+    Dirty {
+        what: "ext4 4k",
+        mkfs: "-t ext4 -b 4096",
+        mount: "commit=300",
+        before: BASE,
+        work: CHANGES,
+    },
+    Dirty {
+        what: "ext4 without 64bit and checksums",
+        mkfs: "-t ext4 -O ^64bit,^metadata_csum",
+        mount: "commit=300",
+        before: BASE,
+        work: CHANGES,
+    },
+    Dirty {
+        what: "ext4 64bit without checksums",
+        mkfs: "-t ext4 -O 64bit,^metadata_csum",
+        mount: "commit=300",
+        before: BASE,
+        work: CHANGES,
+    },
+    Dirty {
+        what: "journal_checksum",
+        mkfs: "-t ext4 -O ^metadata_csum",
+        mount: "commit=300,journal_checksum",
+        before: BASE,
+        work: CHANGES,
+    },
+    Dirty {
+        what: "journal_async_commit",
+        mkfs: "-t ext4 -O ^metadata_csum",
+        mount: "commit=300,journal_async_commit,data=writeback",
+        before: BASE,
+        work: CHANGES,
+    },
+    Dirty {
+        what: "ext3",
+        mkfs: "-t ext3",
+        mount: "commit=300",
+        before: BASE,
+        work: CHANGES,
+    },
+    Dirty {
+        what: "inline_data",
+        mkfs: "-t ext4 -O inline_data",
+        mount: "commit=300",
+        before: BASE,
+        work: CHANGES,
+    },
+    Dirty {
+        what: "orphan_file",
+        mkfs: "-t ext4 -O orphan_file",
+        mount: "commit=300",
+        before: BASE,
+        work: CHANGES,
+    },
+    Dirty {
+        what: "rounds",
+        mkfs: "-t ext4 -b 1024 -J size=1",
+        mount: "commit=300",
+        before: BASE,
+        work: ROUNDS,
+    },
+    Dirty {
+        what: "rounds ext3",
+        mkfs: "-t ext3 -b 1024 -J size=1",
+        mount: "commit=300",
+        before: BASE,
+        work: ROUNDS,
+    },
+    Dirty {
+        what: "revokes",
+        mkfs: "-t ext4 -b 1024 -J size=8",
+        mount: "commit=300",
+        before: BASE,
+        work: REVOKES,
+    },
+    Dirty {
+        what: "revokes 32 bit",
+        mkfs: "-t ext4 -b 1024 -O ^64bit,^metadata_csum -J size=8",
+        mount: "commit=300",
+        before: BASE,
+        work: REVOKES,
+    },
+    Dirty {
+        what: "escapes",
+        mkfs: "-t ext4 -b 1024 -J size=8",
+        mount: "commit=300,data=journal",
+        before: BASE,
+        work: ESCAPES,
+    },
+    Dirty {
+        what: "fast_commit full",
+        mkfs: "-t ext4 -O fast_commit",
+        mount: "commit=300",
+        before: BASE,
+        work: CHANGES,
+    },
+    Dirty {
+        what: "fast_commit",
+        mkfs: "-t ext4 -O fast_commit",
+        mount: "commit=300",
+        before: BASE,
+        work: FAST,
+    },
+    Dirty {
+        what: "fast_commit without checksums",
+        mkfs: "-t ext4 -b 4096 -O fast_commit,^metadata_csum",
+        mount: "commit=300",
+        before: BASE,
+        work: FAST,
+    },
+];
+
+#[test]
+fn a_dirty_journal_reads_like_the_recovered_filesystem() {
+    let test = "ext4 journal";
+    if !support::root(test) || !tools(test, &["mkfs.ext4", "setfattr", "setfacl", "perl"]) {
+        return;
+    }
+    let only = std::env::var("VM2K_EXT4_DIRTY").ok();
+    let temp = tempfile::tempdir().unwrap();
+    let (mut failed, mut fast_commits) = (Vec::new(), 0);
+    for case in DIRTY {
+        if only.as_deref().is_some_and(|only| only != case.what) {
+            continue;
+        }
+        let (image, copy) = (temp.path().join("image"), temp.path().join("copy"));
+        run_ok("truncate", &["-s", "64M"], &image);
+        let mut words: Vec<&str> = case.mkfs.split(' ').collect();
+        words.extend(["-q", "-F"]);
+        assert!(run_ok("mkfs.ext4", &words, &image), "{}", case.what);
+        let mount = Mounted::new(&image, case.mount);
+        bash(&format!("cd \"$1\"\n{}\nsync -f .", case.before), &[mount.path()]);
+        bash(&format!("cd \"$1\"\n{}", case.work), &[mount.path()]);
+        bash("cp --sparse=always \"$1\" \"$2\"", &[&image, &copy]);
+        mount.unmount();
+        let notes = open(&copy).unwrap().info().notes;
+        let replayed = notes.iter().find(|n| n.starts_with("journal replayed"));
+        fast_commits += usize::from(notes.iter().any(|n| n.starts_with("fast commits replayed")));
+        assert!(
+            replayed.is_some_and(|n| !n.ends_with(" 0 blocks")),
+            "{}: the journal was not dirty: {notes:?}",
+            case.what
+        );
+        eprintln!("{}: {notes:?}", case.what);
+        let (mut seen, listing) = ours(&copy);
+        let recovered = Mounted::new(&copy, "");
+        let mut kernels = kernel::tree_of(recovered.path());
+        if case.work == FAST {
+            // What a fast commit says of a directory are its names: the kernel takes the time of the replay.
+            for seen in seen.iter_mut().chain(&mut kernels).filter(|s| s.node.is_dir()) {
+                (seen.node.mtime, seen.node.ctime, seen.node.nlink) = Default::default();
+            }
+        }
+        let lines = kernel::differences(&seen, &kernels);
+        if !lines.is_empty() || !listing.problems.is_empty() {
+            let lines = lines.into_iter().take(6).collect::<Vec<_>>().join("\n");
+            failed.push(format!("{}: {:?}\n{lines}", case.what, listing.problems));
+        }
+    }
+    assert!(failed.is_empty(), "{}", failed.join("\n\n"));
+    assert!(only.is_some() || fast_commits > 0, "no fast commit was made");
+}
