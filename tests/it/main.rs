@@ -8,7 +8,9 @@
 
 mod disk;
 mod ext4;
+mod gate;
 #[allow(dead_code, reason = "helpers for the modules that follow")]
 mod kernel;
 #[allow(dead_code, reason = "helpers for the modules that follow")]
 mod support;
+mod volume;
