@@ -8,9 +8,11 @@
 
 mod disk;
 mod ext4;
+mod gate;
 mod inventory;
 #[allow(dead_code, reason = "shared by the modules beside it")]
 mod kernel;
 mod oci;
 #[allow(dead_code, reason = "shared by the modules beside it")]
 mod support;
+mod volume;
