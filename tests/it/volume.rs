@@ -225,7 +225,7 @@ fn sectors_of_4096_bytes() {
         None,
     );
     let table = read(disk.clone());
-    assert_eq!(ours(&table), [expected.clone()]);
+    assert_eq!(ours(&table), std::slice::from_ref(&expected));
     assert!(table.notes.is_empty());
     disk[BLOCK + 20] ^= 1;
     let table = read(disk);
