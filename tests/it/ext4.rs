@@ -78,7 +78,7 @@ fn valid_filesystems_equal_the_oracle_and_the_mount() {
         if !tools(test, &["zstd"]) {
             return;
         }
-        let temp = tempfile::tempdir().unwrap();
+        let temp = support::scratch(1 << 30);
         let oracle: Vec<serde_json::Value> =
             serde_json::from_slice(&std::fs::read(dir.join("oracle.json")).unwrap()).unwrap();
         for case in &oracle {
@@ -301,7 +301,7 @@ fn what_the_kernel_writes_under_every_option_is_read_right() {
         return;
     }
     let only = std::env::var("VM2K_EXT4_OPTIONS").ok();
-    let temp = tempfile::tempdir().unwrap();
+    let temp = support::scratch(1 << 30);
     let mut unknown = Vec::new();
     for options in MATRIX {
         if only.as_deref().is_some_and(|only| only != *options) {
@@ -389,7 +389,7 @@ fn damaged_filesystems_are_read_right_or_named() {
     if !tools(test, &["zstd", "debugfs", "e2fsck"]) {
         return;
     }
-    let temp = tempfile::tempdir().unwrap();
+    let temp = support::scratch(1 << 30);
     let (mut images, mut files, mut unread, mut names) = (0, 0, 0, 0);
     for packed in packed(&dir) {
         let image = unzstd(&packed, temp.path());
@@ -568,7 +568,7 @@ fn mutants_neither_panic_nor_hang() {
     if !tools(test, &["mkfs.ext4", "setfattr", "setfacl", "perl"]) {
         return;
     }
-    let temp = tempfile::tempdir().unwrap();
+    let temp = support::scratch(1 << 30);
     let tree = temp.path().join("tree");
     std::fs::create_dir(&tree).unwrap();
     bash(SEED_TREE, &[&tree]);
@@ -835,7 +835,7 @@ fn a_dirty_journal_reads_like_the_recovered_filesystem() {
         return;
     }
     let only = std::env::var("VM2K_EXT4_DIRTY").ok();
-    let temp = tempfile::tempdir().unwrap();
+    let temp = support::scratch(1 << 30);
     let (mut failed, mut fast_commits) = (Vec::new(), 0);
     for case in DIRTY {
         if only.as_deref().is_some_and(|only| only != case.what) {
@@ -921,7 +921,7 @@ fn block_sizes_that_kernels_cannot_mount_equal_their_source() {
     if !tools(test, &["mkfs.ext4", "setfattr", "setfacl", "perl"]) {
         return;
     }
-    let temp = tempfile::tempdir().unwrap();
+    let temp = support::scratch(1 << 30);
     let tree = temp.path().join("tree");
     std::fs::create_dir(&tree).unwrap();
     bash(SEED_TREE, &[&tree]);
@@ -968,7 +968,7 @@ fn a_flipped_byte_of_metadata_is_never_believed() {
     if !tools(test, &["mkfs.ext4", "e2image", "setfattr", "setfacl", "perl"]) {
         return;
     }
-    let temp = tempfile::tempdir().unwrap();
+    let temp = support::scratch(1 << 30);
     let tree = temp.path().join("tree");
     std::fs::create_dir(&tree).unwrap();
     // Targets of long symlinks have no checksum.
@@ -1029,7 +1029,7 @@ fn encrypted_files_and_directories_are_named() {
     if !tools(test, &["mkfs.ext4", "debugfs", "setfattr", "setfacl", "perl"]) {
         return;
     }
-    let temp = tempfile::tempdir().unwrap();
+    let temp = support::scratch(1 << 30);
     let tree = temp.path().join("tree");
     std::fs::create_dir(&tree).unwrap();
     bash(SEED_TREE, &[&tree]);
@@ -1067,7 +1067,7 @@ fn unknown_features_are_refused_by_name() {
     if !tools(test, &["mkfs.ext4", "setfattr", "setfacl", "perl"]) {
         return;
     }
-    let temp = tempfile::tempdir().unwrap();
+    let temp = support::scratch(1 << 30);
     let tree = temp.path().join("tree");
     std::fs::create_dir(&tree).unwrap();
     let image = populated(temp.path(), "4M", "-t ext4 -O ^metadata_csum", &tree);
@@ -1096,7 +1096,7 @@ fn a_volume_that_is_cut_short_is_told() {
     if !tools(test, &["mkfs.ext4", "setfattr", "setfacl", "perl"]) {
         return;
     }
-    let temp = tempfile::tempdir().unwrap();
+    let temp = support::scratch(1 << 30);
     let tree = temp.path().join("tree");
     std::fs::create_dir(&tree).unwrap();
     bash(SEED_TREE, &[&tree]);
@@ -1144,7 +1144,7 @@ fn large_files_and_many_threads() {
     if !support::root(test) || !tools(test, &["mkfs.ext4", "perl"]) {
         return;
     }
-    let temp = tempfile::tempdir().unwrap();
+    let temp = support::scratch(1 << 30);
     let image = temp.path().join("image");
     for options in ["-t ext4 -b 4096", "-t ext3 -b 1024"] {
         let _ = std::fs::remove_file(&image);
@@ -1209,4 +1209,45 @@ fn large_files_and_many_threads() {
             }
         });
     }
+}
+
+#[test]
+fn directories_that_share_their_blocks_end() {
+    let test = "ext4 shared directories";
+    if !tools(test, &["mkfs.ext4", "debugfs", "setfattr", "setfacl", "perl"]) {
+        return;
+    }
+    let temp = support::scratch(1 << 30);
+    let tree = temp.path().join("tree");
+    std::fs::create_dir(&tree).unwrap();
+    bash(SEED_TREE, &[&tree]);
+    bash(
+        "cd \"$1\"; for i in $(seq 300); do mkdir d$i; done; cd many
+for i in $(seq 500); do ln a-longer-name-of-entry-1 another-name-of-the-first-entry-$i; done",
+        &[&tree],
+    );
+    let options = "-t ext4 -b 1024 -N 1000 -O ^metadata_csum,^has_journal";
+    let image = populated(temp.path(), "2M", options, &tree);
+    // imap: `located at block 43, offset 0x0100`.
+    let place = |path: &str| {
+        let text = String::from_utf8(debugfs(&image, &format!("imap {path}")).unwrap()).unwrap();
+        let words: Vec<&str> = text.split([' ', ',', '\n']).filter(|w| !w.is_empty()).collect();
+        let after = |word: &str| words[words.iter().rposition(|w| *w == word).unwrap() + 1].to_owned();
+        let offset = after("offset");
+        after("block").parse::<usize>().unwrap() * 1024
+            + usize::from_str_radix(offset.trim_start_matches("0x"), 16).unwrap()
+    };
+    let mut bytes = std::fs::read(&image).unwrap();
+    let many = place("/many");
+    for i in 1..=300 {
+        bytes.copy_within(many..many + 128, place(&format!("/d{i}")));
+    }
+    let fs = vm2k::fs::open(Arc::new(bytes)).unwrap();
+    let listing = fs.list().unwrap();
+    let told = listing
+        .problems
+        .iter()
+        .filter(|p| p.what.contains("more blocks than the filesystem"))
+        .count();
+    assert!(told > 10, "{told} of {} problems", listing.problems.len());
 }

@@ -74,6 +74,10 @@ impl Inode {
     pub(super) fn is_symlink(&self) -> bool {
         self.file_type() == 0xa000
     }
+    /// True if it may have extended attributes.
+    pub(super) fn has_xattrs(&self) -> bool {
+        !self.xattrs.is_empty() || self.file_acl != 0
+    }
     pub(super) fn has(&self, flag: u32) -> bool {
         self.flags & flag != 0
     }
