@@ -200,8 +200,10 @@ impl Volume {
             problem: Some(format!("attribute block {number}: {e}")),
         }));
         let mut blocks = cache.lock().unwrap_or_else(PoisonError::into_inner);
-        if blocks.len() >= CACHED {
-            blocks.clear();
+        if blocks.len() >= CACHED
+            && let Some(old) = blocks.keys().next().copied()
+        {
+            blocks.remove(&old);
         }
         blocks.insert(number, Arc::clone(&block));
         block
