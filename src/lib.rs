@@ -21,6 +21,7 @@
 
 pub mod arch;
 pub mod bytes;
+pub mod disk;
 pub mod distro;
 pub mod error;
 pub mod fs;
@@ -31,3 +32,4 @@ pub mod progress;
 pub mod read_at;
 pub mod source;
 pub mod tree;
+pub mod volume;

@@ -304,6 +304,15 @@ impl Tree {
         Some((found, node))
     }
 
+    /// This tree with every file id of filesystem number `fs`.
+    #[must_use]
+    pub fn in_fs(mut self, fs: u32) -> Self {
+        for (_, node) in &mut self.entries {
+            node.id.fs = fs;
+        }
+        self
+    }
+
     /// Puts `other` at `at`, hiding what was there and below, as mounting does. The file ids of `other` must already be
     /// of another filesystem number.
     #[must_use]

@@ -7,6 +7,7 @@ use crate::path::GuestPath;
 use crate::pkgdb::{Owners, Package};
 use crate::read_at::read_all;
 use crate::source::{Source, read_file};
+use crate::tree::Problem;
 use globset::{Glob, GlobSet, GlobSetBuilder};
 use std::collections::BTreeMap;
 
@@ -65,6 +66,8 @@ pub struct Started {
     pub timers: Vec<String>,
     /// Ports of enabled sockets; `None` if no unit tells one.
     pub ports: Option<Vec<Port>>,
+    /// Units that could not be read.
+    pub problems: Vec<Problem>,
 }
 
 const LIMIT: u64 = 1 << 20;
@@ -306,8 +309,16 @@ pub fn find(
     let mut services: BTreeMap<String, Service> = BTreeMap::new();
     let mut ports = Vec::new();
     for (name, enabled) in unit::wanted(source.tree()) {
-        let Found::Unit(unit) = unit::find(source, &name)? else {
-            continue;
+        let unit = match unit::find(source, &name) {
+            Ok(Found::Unit(unit)) => unit,
+            Ok(Found::Masked | Found::Missing) => continue,
+            Err(e) => {
+                started.problems.push(Problem {
+                    path: GuestPath::root(),
+                    what: format!("unit {name}: {e}"),
+                });
+                continue;
+            }
         };
         if name.ends_with(".timer") {
             started.timers.push(name);

@@ -6,7 +6,10 @@
     reason = "a test fails by panicking"
 )]
 
+mod disk;
+mod ext4;
+mod inventory;
+#[allow(dead_code, reason = "helpers for the modules that follow")]
+mod kernel;
 #[allow(dead_code, reason = "helpers for the modules that follow")]
 mod support;
-
-mod inventory;
