@@ -79,9 +79,11 @@ pub struct DatabaseFailure {
 }
 
 impl Inventory {
-    /// The services that are no part of the base system, by name.
+    /// The services that are no part of the base system and keep running, by name.
     pub fn applications(&self) -> impl Iterator<Item = &services::Service> {
-        self.services.iter().filter(|s| !s.base)
+        self.services
+            .iter()
+            .filter(|s| !s.base && s.kind.as_deref() != Some("oneshot"))
     }
 }
 

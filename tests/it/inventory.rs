@@ -171,6 +171,33 @@ fn each_embedded_distribution_is_its_own_match() {
     assert!(families["debian"] > 10 && families["rhel"] > 10);
 }
 
+/// The file that the manual shows keeps to the schema.
+#[test]
+fn the_manual_s_example_is_a_distribution() {
+    let manual = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/distributions.md");
+    let manual = std::fs::read_to_string(manual).unwrap();
+    let example = manual
+        .split("```toml\n")
+        .nth(1)
+        .unwrap()
+        .split("```")
+        .next()
+        .unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("example.toml"), example).unwrap();
+    let distros = Distros::load(Some(folder.path())).unwrap();
+    let os = Os::from_os_release(b"ID=example-server\nVERSION_ID=4.2\n", &distros);
+    assert_eq!(
+        distros.base_for(&os).reference.as_deref(),
+        Some("docker.io/library/example:4")
+    );
+    let os = Os::from_os_release(b"ID=example\nVERSION_ID=21.3\nID_LIKE=ubuntu\n", &distros);
+    assert_eq!(
+        distros.base_for(&os).reference.as_deref(),
+        Some("docker.io/library/ubuntu:22.04")
+    );
+}
+
 /// All knowledge of distributions is in `distros/`: their names stand in no string of the program.
 #[test]
 fn no_distribution_is_named_in_the_source() {
@@ -347,6 +374,55 @@ fn dpkg_of_this_machine() {
     let packages = same_as_dpkg_query(copy.path(), &Directory::open(copy.path()).unwrap());
     let manual = text(run(Command::new("apt-mark").arg("showmanual")).stdout);
     same_marks(&packages, &manual);
+}
+
+#[test]
+fn alternatives_of_this_machine() {
+    if !tools(
+        "inventory::alternatives_of_this_machine",
+        &["update-alternatives"],
+    ) {
+        return;
+    }
+    let copy = tempfile::tempdir().unwrap();
+    bash(
+        "cd /; cp -a --parents var/lib/dpkg/alternatives \"$1\"",
+        &[copy.path()],
+    );
+    let source = Directory::open(copy.path()).unwrap();
+    let mut problems = Vec::new();
+    let ours = pkgdb::dpkg_state::alternatives(&source, &mut problems).unwrap();
+    assert_eq!(problems, []);
+    let all = text(run(Command::new("update-alternatives").arg("--get-selections")).stdout);
+    assert_eq!(all.lines().count(), ours.len());
+    for alternative in &ours {
+        let query = run(Command::new("update-alternatives")
+            .arg("--query")
+            .arg(&alternative.name));
+        let query = text(query.stdout);
+        let values = |field: &str| -> Vec<String> {
+            let lines = query
+                .lines()
+                .filter_map(|l| l.strip_prefix(field)?.strip_prefix(": "));
+            lines.map(str::to_owned).collect()
+        };
+        assert_eq!(
+            values("Link"),
+            [alternative.links[0].to_string()],
+            "{}",
+            alternative.name
+        );
+        assert_eq!(
+            values("Status"),
+            [if alternative.automatic { "auto" } else { "manual" }]
+        );
+        let mut choices: Vec<String> = alternative.choices.iter().map(|(p, _)| p.to_string()).collect();
+        let mut theirs = values("Alternative");
+        choices.sort();
+        theirs.sort();
+        assert_eq!(choices, theirs, "{}", alternative.name);
+    }
+    eprintln!("{} alternatives equal", ours.len());
 }
 
 fn same_marks(packages: &[Package], manual: &str) {
