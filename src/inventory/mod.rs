@@ -198,3 +198,92 @@ fn check_architecture(source: &dyn Source, inventory: &mut Inventory) {
         _ => {}
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::read_at::ReadAt;
+    use crate::source::memory::MemorySource;
+    use crate::tree::{FileId, Tree};
+    use std::sync::Arc;
+
+    /// A machine on a disk whose files can be listed but not read.
+    struct Torn(MemorySource);
+
+    impl Source for Torn {
+        fn name(&self) -> String {
+            "torn".to_owned()
+        }
+        fn tree(&self) -> &Tree {
+            self.0.tree()
+        }
+        fn open(&self, _: FileId) -> Result<Arc<dyn ReadAt>> {
+            Err(Error::corrupt("an extent behind the end", 7))
+        }
+        fn problems(&self) -> &[Problem] {
+            &[]
+        }
+    }
+
+    fn machine() -> crate::source::memory::Builder {
+        MemorySource::new("m")
+            .file("/etc/os-release", "ID=debian\nVERSION_ID=12\n")
+            .file("/etc/hostname", "web\n")
+            .file("/etc/passwd", "root:x:0:0::/root:/bin/bash\n")
+            .file("/etc/fstab", "")
+            .file("/bin/bash", crate::arch::tests::header(2, 1, 183, 0))
+            .file(
+                "/var/lib/dpkg/status",
+                "Package: dpkg\nStatus: install ok installed\nArchitecture: arm64\nVersion: 1\n",
+            )
+            .file(
+                "/lib/systemd/system/app.service",
+                "[Service]\nExecStart=/srv/app\n",
+            )
+            .symlink(
+                "/etc/systemd/system/multi-user.target.wants/app.service",
+                "/lib/systemd/system/app.service",
+            )
+    }
+
+    #[test]
+    fn a_whole_machine() {
+        let distros = Distros::load(None).unwrap();
+        let taken = take(&machine().build(), &distros).unwrap();
+        assert_eq!(taken.hostname.as_deref(), Some("web"));
+        assert_eq!(taken.os.arch.unwrap().to_string(), "arm64");
+        assert_eq!(taken.packages.as_ref().unwrap().len(), 1);
+        assert_eq!(default_cmd(&taken), ["/srv/app"]);
+        assert_eq!(service(&taken, "app.service").unwrap().cmd, ["/srv/app"]);
+        let error = service(&taken, "nothing").unwrap_err();
+        assert_eq!(error.code(), crate::error::code::USAGE);
+    }
+
+    #[test]
+    fn architectures_that_disagree_are_noted() {
+        let other = machine().file("/var/lib/dpkg/arch", "amd64\n").build();
+        let taken = take(&other, &Distros::load(None).unwrap()).unwrap();
+        assert_eq!(taken.os.arch.unwrap().to_string(), "arm64");
+        assert!(
+            taken.notes.iter().any(|n| n.contains("amd64")),
+            "{:?}",
+            taken.notes
+        );
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_listed_and_unknown() {
+        let taken = take(&Torn(machine().build()), &Distros::load(None).unwrap()).unwrap();
+        assert!(taken.packages.is_none() && taken.hostname.is_none() && taken.os.id.is_none());
+        let failure = taken.database_failure.as_ref().unwrap();
+        assert_eq!(failure.code, crate::error::code::CORRUPT);
+        for part in ["/etc/os-release", "/etc/hostname", "/etc/passwd", "/etc/fstab"] {
+            assert!(
+                taken.problems.iter().any(|p| p.path.to_string() == part),
+                "{part}: {:?}",
+                taken.problems
+            );
+        }
+        assert!(taken.problems.iter().any(|p| p.what.contains("app.service")));
+    }
+}
