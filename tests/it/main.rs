@@ -6,11 +6,13 @@
     reason = "a test fails by panicking"
 )]
 
+mod directory;
 mod disk;
 mod ext4;
 mod gate;
 #[allow(dead_code, reason = "helpers for the modules that follow")]
 mod kernel;
+mod machine;
 #[allow(dead_code, reason = "helpers for the modules that follow")]
 mod support;
 mod volume;
