@@ -2,7 +2,9 @@
 
 pub mod directory;
 pub mod fstab;
+pub mod image;
 pub mod machine;
+pub mod memory;
 
 use crate::error::Result;
 use crate::read_at::ReadAt;

@@ -10,9 +10,11 @@ mod directory;
 mod disk;
 mod ext4;
 mod gate;
-#[allow(dead_code, reason = "helpers for the modules that follow")]
+mod inventory;
+#[allow(dead_code, reason = "shared by the modules beside it")]
 mod kernel;
 mod machine;
-#[allow(dead_code, reason = "helpers for the modules that follow")]
+mod oci;
+#[allow(dead_code, reason = "shared by the modules beside it")]
 mod support;
 mod volume;

@@ -301,6 +301,17 @@ impl Volume {
         Ok(inode)
     }
 
+    /// The bytes of inode `ino` as they stand, unchecked.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] if there is no such inode.
+    pub(super) fn raw_inode(&self, ino: u32) -> Result<Vec<u8>> {
+        match self.fast.inode(ino) {
+            Some(raw) => Ok(raw.to_vec()),
+            None => self.with_raw(ino, |_, raw| Ok(raw.to_vec())),
+        }
+    }
+
     fn with_raw<T>(&self, ino: u32, then: impl FnOnce(u64, &[u8]) -> Result<T>) -> Result<T> {
         let index = ino
             .checked_sub(1)

@@ -50,6 +50,8 @@ pub(super) enum Opened {
 /// All volumes of all disks.
 pub(super) struct Disks {
     pub(super) name: String,
+    /// [`Gate::identity`] of all disks.
+    pub(super) identity: Option<String>,
     pub(super) parts: Vec<Part>,
     pub(super) notes: Vec<String>,
 }
@@ -64,6 +66,7 @@ impl Disks {
         let names = names(paths);
         let mut all = Self {
             name: names.join("+"),
+            identity: None,
             parts: Vec::new(),
             notes: Vec::new(),
         };
@@ -84,6 +87,7 @@ impl Disks {
                 all.parts.push(Part::open(disk, name, volume, progress));
             }
         }
+        all.identity = gate.identity();
         if all.parts.is_empty() && !paths.is_empty() {
             return Err(Error::unsupported(format!("{}: the partition table is empty", all.name)).into());
         }

@@ -36,6 +36,7 @@ pub struct Machine {
     infos: Vec<FilesystemInfo>,
     /// The filesystem with each number that the tree's file ids have.
     filesystems: Vec<Arc<dyn Filesystem>>,
+    identity: Option<String>,
 }
 
 impl std::fmt::Debug for Machine {
@@ -75,6 +76,12 @@ impl Machine {
     /// What is worth telling of the disks, volumes and mounts, and makes nothing incomplete.
     pub fn notes(&self) -> &[String] {
         &self.notes
+    }
+
+    /// Names the bytes of the disks and the choice of the root, for what is remembered of a machine's contents: equal names
+    /// mean equal contents under equal file ids. `None` if a change might not show ([`crate::disk::Gate::identity`]).
+    pub fn identity(&self) -> Option<&str> {
+        self.identity.as_deref()
     }
 
     fn assemble(

@@ -268,6 +268,7 @@ impl Mounts {
             tree: self.tree,
             problems: self.problems,
             notes: self.notes,
+            identity: self.disks.identity.map(|id| format!("{id}-{}", self.root)),
             infos,
             filesystems,
         }
