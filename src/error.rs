@@ -194,7 +194,15 @@ pub trait HintExt<T> {
 impl<T, E: Into<anyhow::Error>> HintExt<T> for std::result::Result<T, E> {
     fn hint(self, hint: impl Into<String>) -> anyhow::Result<T> {
         self.map_err(|e| {
-            let source: Box<dyn std::error::Error + Send + Sync> = e.into().into();
+            let e: anyhow::Error = e.into();
+            // An `Error` without context stays one, so that its code is found inside.
+            if e.chain().next().is_some_and(|e| e.is::<Error>()) {
+                return match e.downcast::<Error>() {
+                    Ok(e) => e.hint(hint).into(),
+                    Err(e) => e,
+                };
+            }
+            let source: Box<dyn std::error::Error + Send + Sync> = e.into();
             Error::Hinted {
                 source,
                 hint: hint.into(),
@@ -314,6 +322,8 @@ mod tests {
             "error: writing web.tar: no storage space\nhint: make room, or name a place that has some\n"
         );
         assert_eq!(report(&e), "error: backing file /etc/passwd\nhint: allow it\n");
+        let e = Err::<(), _>(Error::refused("x")).hint("allow it").unwrap_err();
+        assert_eq!(exit_code(&e), code::REFUSED);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 pub mod directory;
 pub mod fstab;
 pub mod image;
-pub mod machine;
+pub mod mach;
 pub mod memory;
 
 use crate::error::Result;

@@ -6,12 +6,14 @@
     reason = "a test fails by panicking"
 )]
 
+mod directory;
 mod disk;
 mod ext4;
 mod gate;
 mod inventory;
 #[allow(dead_code, reason = "shared by the modules beside it")]
 mod kernel;
+mod machine;
 mod oci;
 #[allow(dead_code, reason = "shared by the modules beside it")]
 mod support;
