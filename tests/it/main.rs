@@ -6,5 +6,6 @@
     reason = "a test fails by panicking"
 )]
 
+mod e2e;
 #[allow(dead_code, reason = "helpers for the modules that follow")]
 mod support;
