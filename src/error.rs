@@ -127,6 +127,29 @@ impl Error {
             hint: hint.into(),
         }
     }
+    /// This error with the object it is about in front, as in `web.qcow2: the L1 table ...`.
+    #[must_use]
+    pub fn within(self, object: &str) -> Self {
+        let put = |what: String| format!("{object}: {what}");
+        match self {
+            Self::Io { what, source } => Self::Io {
+                what: put(what),
+                source,
+            },
+            Self::Corrupt { what, at } => Self::Corrupt { what: put(what), at },
+            Self::Unsupported { what } => Self::Unsupported { what: put(what) },
+            Self::Refused { what } => Self::Refused { what: put(what) },
+            Self::Usage { what } => Self::Usage { what: put(what) },
+            Self::Network { what, source } => Self::Network {
+                what: put(what),
+                source,
+            },
+            Self::Hinted { source, hint } => match source.downcast::<Self>() {
+                Ok(inner) => inner.within(object).hint(hint),
+                Err(source) => Self::Hinted { source, hint },
+            },
+        }
+    }
     /// The exit code this error asks for.
     pub fn code(&self) -> u8 {
         match self {

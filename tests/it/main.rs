@@ -7,5 +7,11 @@
 )]
 
 mod e2e;
+mod ext4;
+#[allow(dead_code, reason = "helpers for the modules that follow")]
+mod kernel;
 #[allow(dead_code, reason = "helpers for the modules that follow")]
 mod support;
+
+mod disk;
+mod inventory;

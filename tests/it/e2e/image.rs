@@ -123,7 +123,8 @@ fn umoci_and_rsync_find_only_what_the_plan_names_faithful() {
     };
     for (path, rule) in named_by(&converted.report) {
         assert!(
-            ["runtime", "socket", "identity"].contains(&rule.as_str()),
+            ["runtime", "socket", "identity", "password-hash"].contains(&rule.as_str())
+                || rule.starts_with("secret:"),
             "{}: {rule}",
             String::from_utf8_lossy(&path)
         );
