@@ -44,6 +44,9 @@ step "cargo test (build)" cargo test --quiet --locked --no-run
 step "the machines' disks" machine_made
 step "cargo test" cargo test --locked --no-fail-fast
 
+for old in "$machines"/run-*; do
+    [ ! -d "$old" ] || [ -d "/proc/${old##*-}" ] || rm -rf "$old"
+done
 printf '\n'
 printf '%s\n' "${table[@]}"
 echo "$passed passed, ${#failed[@]} failed"
