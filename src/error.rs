@@ -93,6 +93,18 @@ impl Error {
             source,
         }
     }
+    /// What a stream failed with while `what` was done: the [`Error`] that a reader of this library put into it, else an
+    /// [`Error::Io`].
+    pub fn from_io(what: impl Into<String>, source: std::io::Error) -> Self {
+        match source.downcast::<Self>() {
+            Ok(error) => error,
+            Err(source) => Self::io(what, source),
+        }
+    }
+    /// This error as one that a stream can give; [`Error::from_io`] takes it out again.
+    pub fn into_io(self) -> std::io::Error {
+        std::io::Error::new(std::io::ErrorKind::InvalidData, self)
+    }
     /// An [`Error::Corrupt`]; `at` is a byte offset.
     pub fn corrupt(what: impl Into<String>, at: u64) -> Self {
         Self::Corrupt {

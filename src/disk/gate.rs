@@ -6,17 +6,25 @@
 use crate::error::{Error, Result};
 use crate::read_at::HostFile;
 use rustix::fs::{Mode, OFlags};
+use std::fs::Metadata;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 /// How many images may stand behind one another, the first included.
 pub const MAX_CHAIN: usize = 16;
 
 /// The directories that images may open further files in, besides their own.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Default)]
 pub struct Gate {
     allowed: Vec<PathBuf>,
+    /// What stat(2) said of every file that was opened; `None` if one of them can change without it showing.
+    opened: Mutex<Option<Vec<Stamp>>>,
 }
+
+/// Device, inode, size, mtime and ctime (seconds and nanoseconds): a file that changed differs in one of them.
+type Stamp = [i128; 7];
 
 impl Gate {
     /// A gate that lets images open further files below `allowed` directories too (`--allow-backing`).
@@ -31,7 +39,45 @@ impl Gate {
                     .map_err(|e| Error::io(format!("opening the directory {}", dir.display()), e))
             })
             .collect::<Result<_>>()?;
-        Ok(Self { allowed })
+        Ok(Self {
+            allowed,
+            opened: Mutex::new(Some(Vec::new())),
+        })
+    }
+
+    /// Names the bytes of all files that were opened so far, by what stat(2) says of them: device, inode, size, mtime and
+    /// ctime. `None` if one is a device or was written within the last two seconds, so that a further change might not
+    /// show in its times.
+    pub fn identity(&self) -> Option<String> {
+        let opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
+        let stamps = opened.as_ref().filter(|s| !s.is_empty())?;
+        Some(
+            blake3::hash(format!("{stamps:?}").as_bytes())
+                .to_hex()
+                .to_string(),
+        )
+    }
+
+    fn note(&self, meta: &Metadata) {
+        let mut opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |d| d.as_secs());
+        let settled = |seconds: i64| u64::try_from(seconds).map_or(true, |s| s.saturating_add(2) < now);
+        if !meta.is_file() || !settled(meta.mtime()) || !settled(meta.ctime()) {
+            *opened = None;
+        }
+        if let Some(stamps) = opened.as_mut() {
+            stamps.push([
+                meta.dev().into(),
+                meta.ino().into(),
+                meta.size().into(),
+                meta.mtime().into(),
+                meta.mtime_nsec().into(),
+                meta.ctime().into(),
+                meta.ctime_nsec().into(),
+            ]);
+        }
     }
 }
 
@@ -74,7 +120,7 @@ impl<'a> Chain<'a> {
             )));
         }
         let home = full.parent().unwrap_or(Path::new("/")).to_path_buf();
-        let image = open(full, name)?;
+        let image = open(gate, full, name)?;
         let chain = Self {
             gate,
             home,
@@ -135,7 +181,7 @@ impl<'a> Chain<'a> {
         if (special && !full.starts_with("/dev/shm")) || !regular {
             return Err(refused("is not a regular file"));
         }
-        let (image, id) = open(full, shown.clone())?;
+        let (image, id) = open(self.gate, full, shown.clone())?;
         if self.seen.contains(&id) {
             return Err(Error::corrupt(
                 format!(
@@ -162,7 +208,7 @@ impl<'a> Chain<'a> {
 }
 
 /// Opens the canonical path `full`; its last part is not followed should it be a symbolic link by now.
-fn open(full: PathBuf, name: String) -> Result<(Image, (u64, u64))> {
+fn open(gate: &Gate, full: PathBuf, name: String) -> Result<(Image, (u64, u64))> {
     let io = |e: std::io::Error| Error::io(format!("opening {name}"), e);
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
     let file: std::fs::File = rustix::fs::open(&full, flags, Mode::empty())
@@ -172,6 +218,7 @@ fn open(full: PathBuf, name: String) -> Result<(Image, (u64, u64))> {
     if !meta.is_file() && !meta.file_type().is_block_device() {
         return Err(Error::refused(format!("{name} is not a regular file")));
     }
+    gate.note(&meta);
     let id = (meta.dev(), meta.ino());
     let file = HostFile::from_file(file, name.clone())?;
     Ok((

@@ -9,10 +9,12 @@ use crate::plan::{Action, LayerPlan, Rewritten};
 use crate::progress::Stage;
 use crate::read_at::ReadAt;
 use crate::source::Source;
+use crate::store::Digest;
 use crate::tree::{FileId, Kind, Node, Tree};
 use compress::Compression;
 use crossbeam_channel::{Receiver, Sender, bounded};
-use sha2::{Digest, Sha256};
+use sha2::Sha256;
+use sha2::digest::Update;
 use std::collections::{BTreeMap, HashMap};
 use std::io::Write;
 use std::sync::Arc;
@@ -58,10 +60,10 @@ impl Material<'_> {
 }
 
 /// The result of [`pack`].
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct Packed {
     /// SHA-256 of the uncompressed tar.
-    pub diff_id: [u8; 32],
+    pub diff_id: Digest,
     /// Bytes of the uncompressed tar.
     pub size: u64,
     /// Hashes of the contents that were read on the way.
@@ -150,7 +152,7 @@ pub fn pack(
     compress::compress(settings.compression, settings.jobs, out, |out| {
         let mut out = Hashing {
             out,
-            hasher: Sha256::new(),
+            hasher: Sha256::default(),
             size: 0,
         };
         let hashes = std::thread::scope(|scope| {
@@ -160,7 +162,7 @@ pub fn pack(
         })?;
         tar::write_end(&mut out)?;
         Ok(Packed {
-            diff_id: out.hasher.finalize().into(),
+            diff_id: Digest::from_hasher(out.hasher),
             size: out.size,
             hashes,
         })

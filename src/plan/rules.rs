@@ -183,6 +183,19 @@ impl Rules {
         out
     }
 
+    /// What can be in no image, whatever an edited plan says: sockets, and what container engines mount over.
+    pub fn unsayable(&self, tree: &Tree) -> Vec<(GuestPath, String)> {
+        let hard = |rule: &str| {
+            self.rules
+                .iter()
+                .any(|r| r.name == rule && (r.base == Base::Ignore || r.only == Some(Only::Socket)))
+        };
+        self.left_out(tree)
+            .into_iter()
+            .filter(|(_, rule)| hard(rule))
+            .collect()
+    }
+
     /// True if container engines mount something over this path, so that neither side's content there matters.
     pub fn ignored(&self, path: &GuestPath) -> bool {
         let mut at = Some(path.clone());

@@ -66,6 +66,7 @@ pub struct Machine {
     infos: Vec<FilesystemInfo>,
     /// The filesystem with each number that the tree's file ids have.
     filesystems: Vec<Arc<dyn Filesystem>>,
+    identity: Option<String>,
 }
 
 impl std::fmt::Debug for Machine {
@@ -107,6 +108,12 @@ impl Machine {
         &self.notes
     }
 
+    /// Names the bytes of the disks and the choice of the root, for what is remembered of a machine's contents: equal names
+    /// mean equal contents under equal file ids. `None` if a change might not show ([`Gate::identity`]).
+    pub fn identity(&self) -> Option<&str> {
+        self.identity.as_deref()
+    }
+
     fn assemble(
         disks: Disks,
         options: &MachineOptions,
@@ -114,7 +121,9 @@ impl Machine {
         system: bool,
     ) -> anyhow::Result<Self> {
         let root = disks.root(options.root.as_deref(), system)?;
-        let machine = Mounts::new(disks, root).finish();
+        let identity = disks.identity.as_ref().map(|id| format!("{id}-{root}"));
+        let mut machine = Mounts::new(disks, root).finish();
+        machine.identity = identity;
         for note in &machine.notes {
             progress.warn(note);
         }
@@ -151,6 +160,7 @@ impl Source for Machine {
 /// All volumes of all disks.
 struct Disks {
     name: String,
+    identity: Option<String>,
     parts: Vec<Part>,
     notes: Vec<String>,
 }
@@ -161,6 +171,7 @@ impl Disks {
         let names = names(paths);
         let mut all = Self {
             name: names.join("+"),
+            identity: None,
             parts: Vec::new(),
             notes: Vec::new(),
         };
@@ -181,6 +192,7 @@ impl Disks {
                 all.parts.push(Part::open(disk, name, volume, progress));
             }
         }
+        all.identity = gate.identity();
         if all.parts.is_empty() && !paths.is_empty() {
             return Err(Error::unsupported(format!("{}: the partition table is empty", all.name)).into());
         }
@@ -745,6 +757,7 @@ impl Mounts {
             tree: self.tree,
             problems: self.problems,
             notes: self.notes,
+            identity: None,
             infos,
             filesystems,
         }

@@ -1,9 +1,6 @@
 //! Where a tree of files comes from: disks, directories, images.
 
-pub mod directory;
-pub mod fstab;
-pub mod machine;
-pub mod memory;
+pub mod image;
 
 use crate::error::Result;
 use crate::read_at::ReadAt;

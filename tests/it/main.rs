@@ -13,5 +13,4 @@ mod kernel;
 #[allow(dead_code, reason = "helpers for the modules that follow")]
 mod support;
 
-mod disk;
-mod inventory;
+mod oci;

@@ -1,0 +1,185 @@
+//! A file that appears whole or not at all: written beside its name, synced, renamed.
+
+use crate::error::{Error, Result};
+use crate::scratch::{self, Scratch};
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::thread::JoinHandle;
+
+/// After so many bytes the disk is told to begin, so that the sync in the end has little left to wait for.
+const SYNC_EVERY: u64 = 64 << 20;
+
+/// A file on its way to its name. Dropped before [`Durable::finish`] it leaves nothing.
+pub(crate) struct Durable {
+    file: File,
+    scratch: Scratch,
+    target: PathBuf,
+    written: u64,
+    unsynced: u64,
+    syncer: Option<(mpsc::Sender<()>, JoinHandle<std::io::Result<()>>)>,
+}
+
+impl Durable {
+    /// Begins the file that shall be `target`. Leftovers of killed runs with the same target are removed.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] if `target` exists and is no regular file, [`Error::Io`] if its directory cannot be written.
+    pub(crate) fn create(target: &Path) -> Result<Self> {
+        if target.file_name().is_none() || target.metadata().is_ok_and(|m| !m.is_file()) {
+            return Err(Error::usage(format!(
+                "{} is no regular file and cannot be written whole or not at all",
+                target.display()
+            )));
+        }
+        scratch::remove_leftovers(target);
+        let scratch = Scratch::beside(target);
+        let file = std::fs::OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .mode(0o666)
+            .open(scratch.path())
+            .map_err(|e| Error::io(format!("writing {}", target.display()), e))?;
+        Ok(Self {
+            file,
+            scratch,
+            target: target.to_owned(),
+            written: 0,
+            unsynced: 0,
+            syncer: None,
+        })
+    }
+
+    /// The error for a failed write, naming what the user asked for.
+    pub(crate) fn failed(&self, e: std::io::Error) -> Error {
+        Error::from_io(format!("writing {}", self.target.display()), e)
+    }
+
+    /// Bytes written so far: where the next ones go.
+    pub(crate) fn position(&self) -> u64 {
+        self.written
+    }
+
+    /// The file, for writes at an offset. They do not move [`Durable::position`].
+    pub(crate) fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Writes all of `from`.
+    pub(crate) fn copy(&mut self, from: &mut dyn Read) -> Result<u64> {
+        let mut buf = vec![0; 256 << 10];
+        let mut total = 0;
+        loop {
+            match from.read(&mut buf) {
+                Ok(0) => return Ok(total),
+                Ok(n) => {
+                    let part = buf.get(..n).unwrap_or_default();
+                    self.put(part)?;
+                    total += n as u64;
+                }
+                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(e) => {
+                    return Err(Error::from_io(
+                        format!("reading for {}", self.target.display()),
+                        e,
+                    ));
+                }
+            }
+        }
+    }
+
+    /// Writes the first `len` bytes of `from` by the kernel's own copying, which shares blocks where the filesystem can.
+    pub(crate) fn copy_file(&mut self, from: &File, len: u64) -> Result<()> {
+        let mut left = len;
+        while left > 0 {
+            let part = left.min(SYNC_EVERY);
+            let done = std::io::copy(&mut from.take(part), &mut self.file).map_err(|e| self.failed(e))?;
+            if done != part {
+                return Err(self.failed(std::io::ErrorKind::UnexpectedEof.into()));
+            }
+            left -= part;
+            self.count(part);
+        }
+        Ok(())
+    }
+
+    /// Writes `bytes`.
+    pub(crate) fn put(&mut self, bytes: &[u8]) -> Result<()> {
+        self.file.write_all(bytes).map_err(|e| self.failed(e))?;
+        self.count(bytes.len() as u64);
+        Ok(())
+    }
+
+    fn count(&mut self, bytes: u64) {
+        self.written += bytes;
+        self.unsynced += bytes;
+        if self.unsynced >= SYNC_EVERY {
+            self.unsynced = 0;
+            if self.syncer.is_none() {
+                self.syncer = self.start_syncer();
+            }
+            if let Some((ping, _)) = &self.syncer {
+                let _ = ping.send(());
+            }
+        }
+    }
+
+    /// A thread that syncs each time it is told to; none is no error, the last sync is enough.
+    fn start_syncer(&self) -> Option<(mpsc::Sender<()>, JoinHandle<std::io::Result<()>>)> {
+        let file = self.file.try_clone().ok()?;
+        let (ping, pings) = mpsc::channel();
+        let thread = std::thread::Builder::new()
+            .name("sync".to_owned())
+            .spawn(move || {
+                while pings.recv().is_ok() {
+                    while pings.try_recv().is_ok() {}
+                    file.sync_data()?;
+                }
+                Ok(())
+            })
+            .ok()?;
+        Some((ping, thread))
+    }
+
+    /// Syncs the file, gives it its name and syncs the directory.
+    pub(crate) fn finish(mut self) -> Result<u64> {
+        if let Some((ping, thread)) = self.syncer.take() {
+            drop(ping);
+            if let Ok(result) = thread.join() {
+                result.map_err(|e| self.failed(e))?;
+            }
+        }
+        self.file.sync_all().map_err(|e| self.failed(e))?;
+        std::fs::rename(self.scratch.path(), &self.target).map_err(|e| self.failed(e))?;
+        let Self {
+            scratch,
+            target,
+            written,
+            ..
+        } = self;
+        scratch.keep();
+        sync_dir(&parent(&target))?;
+        Ok(written)
+    }
+}
+
+/// The directory that `path` is in.
+pub(crate) fn parent(path: &Path) -> PathBuf {
+    match path.parent() {
+        Some(dir) if !dir.as_os_str().is_empty() => dir.to_owned(),
+        _ => PathBuf::from("."),
+    }
+}
+
+/// Makes the names in `dir` durable. Filesystems that cannot sync a directory are left alone.
+pub(crate) fn sync_dir(dir: &Path) -> Result<()> {
+    match File::open(dir).and_then(|d| d.sync_all()) {
+        Err(e) if e.kind() != std::io::ErrorKind::InvalidInput => {
+            Err(Error::io(format!("syncing {}", dir.display()), e))
+        }
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,352 @@
+//! Writing images: the manifest, and layouts. `write_archive.rs` writes the archives.
+
+use super::durable::{Durable, parent, sync_dir};
+use super::layout::{IMAGE_NAME, REF_NAME};
+use super::{BlobSource, Layer, Output, RegistryName, media_type};
+use crate::error::{Error, Result};
+use crate::progress::{Progress, Stage};
+use crate::scratch::{self, Scratch};
+use crate::store::Digest;
+use oci_spec::image::ImageConfiguration;
+use serde::Serialize;
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+/// An image that is ready to be written: all of its bytes, or where they are.
+#[derive(Debug, Clone)]
+pub struct NewImage {
+    /// The manifest, byte for byte.
+    pub manifest: Vec<u8>,
+    /// The config, byte for byte.
+    pub config: Vec<u8>,
+    /// The layers, the lowest first.
+    pub layers: Vec<Layer>,
+}
+
+impl NewImage {
+    /// The image of `config` (see [`super::image_config`]) and `layers`: those of the base, then the new ones.
+    ///
+    /// # Errors
+    /// As [`manifest`].
+    pub fn new(config: Vec<u8>, layers: Vec<Layer>) -> Result<Self> {
+        Ok(Self {
+            manifest: manifest(&config, &layers)?,
+            config,
+            layers,
+        })
+    }
+
+    /// Digest of the manifest.
+    pub fn digest(&self) -> Digest {
+        Digest::of(&self.manifest)
+    }
+
+    /// Each layer's blob once, in order.
+    pub(crate) fn blobs(&self) -> impl Iterator<Item = &Layer> {
+        let mut seen = std::collections::BTreeSet::new();
+        self.layers.iter().filter(move |l| seen.insert(l.digest))
+    }
+}
+
+/// What was written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Written {
+    /// The file or directory.
+    pub path: PathBuf,
+    /// Digest of the manifest.
+    pub manifest: Digest,
+    /// Digest of the config: the image ID of engines.
+    pub config: Digest,
+    /// Bytes that were written or linked for it.
+    pub bytes: u64,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Manifest<'a> {
+    schema_version: u32,
+    media_type: &'static str,
+    config: Descriptor<'a>,
+    layers: Vec<Descriptor<'a>>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Descriptor<'a> {
+    media_type: &'static str,
+    digest: Digest,
+    size: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    annotations: Option<&'a BTreeMap<String, String>>,
+}
+
+/// The manifest of an image (OCI image-spec, manifest.md) as bytes: equal input gives equal bytes. Docker's media types
+/// become OCI's.
+///
+/// # Errors
+/// [`Error::Unsupported`] for a layer of another media type, [`Error::Corrupt`] if the config's diffIDs are not those of
+/// the layers.
+pub fn manifest(config: &[u8], layers: &[Layer]) -> Result<Vec<u8>> {
+    let parsed: ImageConfiguration = super::parse(config, "the config")?;
+    let stated = parsed.rootfs().diff_ids().iter().map(String::as_str);
+    if !stated.eq(layers.iter().map(|l| l.diff_id.to_string())) {
+        return Err(Error::corrupt(
+            "the config does not list the layers of its image",
+            0,
+        ));
+    }
+    let descriptors = layers.iter().map(|layer| {
+        let media_type = super::layer_type(&layer.media_type)
+            .ok_or_else(|| Error::unsupported(format!("a layer of media type {:?}", layer.media_type)))?;
+        Ok(Descriptor {
+            media_type,
+            digest: layer.digest,
+            size: layer.size,
+            annotations: (!layer.annotations.is_empty()).then_some(&layer.annotations),
+        })
+    });
+    super::to_json(&Manifest {
+        schema_version: 2,
+        media_type: media_type::MANIFEST,
+        config: Descriptor {
+            media_type: media_type::CONFIG,
+            digest: Digest::of(config),
+            size: config.len() as u64,
+            annotations: None,
+        },
+        layers: descriptors.collect::<Result<_>>()?,
+    })
+}
+
+/// Writes `image` to `output`, whole or not at all: when this returns an error or the process ends early, nothing is at
+/// the output's name that was not there before, and an existing layout has its old images.
+///
+/// # Errors
+/// [`Error::Io`] naming the output, [`Error::Corrupt`] if a blob is not what its descriptor says,
+/// [`Error::Unsupported`] for registries and engines, [`Error::Usage`] for names that cannot be.
+pub fn write(output: &Output, image: &NewImage, progress: &dyn Progress) -> Result<Written> {
+    let total: u64 = image.blobs().map(|l| l.size).sum();
+    let stage = progress.stage(&format!("writing {output}"), Some(total));
+    let (path, bytes) = match output {
+        Output::Layout { dir, tag } => (dir, layout(dir, tag.as_deref(), image, &*stage)?),
+        Output::OciArchive { file, name } => (
+            file,
+            super::write_archive::oci(file, name.as_deref(), image, &*stage)?,
+        ),
+        Output::DockerArchive { file, name } => (
+            file,
+            super::write_archive::docker(file, name.as_deref(), image, &*stage)?,
+        ),
+        Output::Registry(_) | Output::DockerDaemon(_) => {
+            return Err(Error::unsupported(format!(
+                "writing to {output} is not supported yet"
+            )));
+        }
+    };
+    Ok(Written {
+        path: path.clone(),
+        manifest: image.digest(),
+        config: Digest::of(&image.config),
+        bytes,
+    })
+}
+
+/// The descriptor of `image` in an index: named and with its platform.
+pub(crate) fn index_entry(image: &NewImage, name: Option<&str>) -> Result<Value> {
+    let config: ImageConfiguration = super::parse(&image.config, "the config")?;
+    let mut platform = serde_json::Map::new();
+    platform.insert(
+        "architecture".to_owned(),
+        json!(config.architecture().to_string()),
+    );
+    platform.insert("os".to_owned(), json!(config.os().to_string()));
+    if let Some(variant) = config.variant() {
+        platform.insert("variant".to_owned(), json!(variant));
+    }
+    let mut entry = serde_json::Map::new();
+    entry.insert("mediaType".to_owned(), json!(media_type::MANIFEST));
+    entry.insert("digest".to_owned(), json!(image.digest()));
+    entry.insert("size".to_owned(), json!(image.manifest.len()));
+    entry.insert("platform".to_owned(), Value::Object(platform));
+    if let Some(name) = name {
+        let mut annotations = BTreeMap::from([(REF_NAME, name.to_owned())]);
+        // A tag alone is a valid name too, but not what an engine should call the image.
+        if let Some(full) = full_name(name).filter(|_| name.contains([':', '/'])) {
+            annotations.insert(IMAGE_NAME, full.to_string());
+        }
+        entry.insert("annotations".to_owned(), json!(annotations));
+    }
+    Ok(Value::Object(entry))
+}
+
+/// `name` as engines understand it, with registry and tag; `None` if it cannot be one.
+pub(crate) fn full_name(name: &str) -> Option<RegistryName> {
+    RegistryName::parse(name).ok().filter(|n| n.digest.is_none())
+}
+
+/// An index as bytes, keys in order.
+pub(crate) fn index(manifests: Vec<Value>) -> Result<Vec<u8>> {
+    super::to_json(&super::config::sorted(json!({
+        "schemaVersion": 2,
+        "mediaType": media_type::INDEX,
+        "manifests": manifests,
+    })))
+}
+
+/// The content of the file `oci-layout`.
+pub(crate) const OCI_LAYOUT: &[u8] = br#"{"imageLayoutVersion":"1.0.0"}"#;
+
+/// Writes a layout, or adds to one.
+fn layout(dir: &Path, tag: Option<&str>, image: &NewImage, stage: &dyn Stage) -> Result<u64> {
+    if dir.file_name().is_none() && !dir.exists() {
+        return Err(Error::usage(format!("{} cannot be made", dir.display())));
+    }
+    if !dir.exists() {
+        // A new layout is made beside its name, so that it appears whole.
+        scratch::remove_leftovers(dir);
+        let fresh = Scratch::beside(dir);
+        let failed = |e| Error::io(format!("writing {}", dir.display()), e);
+        std::fs::create_dir(fresh.path()).map_err(failed)?;
+        let bytes = add(fresh.path(), dir, tag, image, stage)?;
+        match std::fs::rename(fresh.path(), dir) {
+            Ok(()) => {
+                fresh.keep();
+                sync_dir(&parent(dir))?;
+                return Ok(bytes);
+            }
+            // Somebody else made it meanwhile: add to theirs.
+            Err(_) if dir.is_dir() => {}
+            Err(e) => return Err(failed(e)),
+        }
+    }
+    add(dir, dir, tag, image, stage)
+}
+
+/// Adds `image` to the layout in `dir`, which exists; `shown` is its name in messages. One writer at a time: the
+/// directory is locked, so that no tag gets lost and no blob is removed that another writer relies on.
+fn add(dir: &Path, shown: &Path, tag: Option<&str>, image: &NewImage, stage: &dyn Stage) -> Result<u64> {
+    let failed = |e: std::io::Error| Error::io(format!("writing {}", shown.display()), e);
+    let lock = File::open(dir).map_err(failed)?;
+    // A filesystem that knows no locks is used without.
+    let _ = rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive);
+    let mut manifests = existing(dir, shown)?;
+    let blobs = dir.join("blobs/sha256");
+    std::fs::create_dir_all(&blobs).map_err(failed)?;
+    let mut made = Vec::new();
+    let mut bytes = 0;
+    for layer in image.blobs() {
+        let path = blobs.join(layer.digest.hex());
+        if !is_whole(&path, &layer.digest, layer.size) {
+            made.push(put_blob(layer, &path, shown)?);
+        }
+        bytes += layer.size;
+        stage.add(layer.size);
+    }
+    for document in [&image.config, &image.manifest] {
+        let digest = Digest::of(document);
+        let path = blobs.join(digest.hex());
+        if !is_whole(&path, &digest, document.len() as u64) {
+            made.push(put_document(document, &path)?);
+        }
+        bytes += document.len() as u64;
+    }
+    let layout_file = dir.join("oci-layout");
+    if !layout_file.is_file() {
+        made.push(put_document(OCI_LAYOUT, &layout_file)?);
+    }
+    sync_dir(&blobs)?;
+    sync_dir(&dir.join("blobs"))?;
+    // An entry of the same name, or of no name if this has none, is replaced.
+    manifests.retain(|entry| {
+        let name = entry.pointer("/annotations").and_then(|a| a.get(REF_NAME));
+        name.and_then(Value::as_str) != tag
+    });
+    manifests.push(index_entry(image, tag)?);
+    let mut index_file = Durable::create(&dir.join("index.json"))?;
+    index_file.put(&index(manifests)?)?;
+    index_file.finish()?;
+    made.into_iter().for_each(Scratch::keep);
+    Ok(bytes)
+}
+
+/// The manifests of the layout in `dir`; none if it is empty.
+fn existing(dir: &Path, shown: &Path) -> Result<Vec<Value>> {
+    let path = dir.join("index.json");
+    let bytes = match std::fs::read(&path) {
+        Ok(bytes) => bytes,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            let foreign = std::fs::read_dir(dir)
+                .into_iter()
+                .flatten()
+                .flatten()
+                .map(|e| e.file_name())
+                .find(|n| n != "blobs" && n != "oci-layout" && !n.as_encoded_bytes().starts_with(b"."));
+            return match foreign {
+                None => Ok(Vec::new()),
+                Some(name) => Err(Error::usage(format!(
+                    "{} is no image layout: it has {}",
+                    shown.display(),
+                    name.display()
+                ))),
+            };
+        }
+        Err(e) => return Err(Error::io(format!("reading {}", path.display()), e)),
+    };
+    #[derive(serde::Deserialize)]
+    struct Index {
+        manifests: Vec<Value>,
+    }
+    let index: Index = super::parse(&bytes, &path.display().to_string())?;
+    Ok(index.manifests)
+}
+
+/// True if `path` is a file with these bytes.
+fn is_whole(path: &Path, digest: &Digest, size: u64) -> bool {
+    path.metadata().is_ok_and(|m| m.is_file() && m.len() == size)
+        && File::open(path)
+            .is_ok_and(|file| crate::store::Verified::new(file, *digest, size).finish().is_ok())
+}
+
+fn put_document(bytes: &[u8], path: &Path) -> Result<Scratch> {
+    let mut file = Durable::create(path)?;
+    file.put(bytes)?;
+    file.finish()?;
+    Ok(Scratch::new(path))
+}
+
+/// Puts a layer's blob at `path`: a hard link to the store's where that is possible, else a copy.
+fn put_blob(layer: &Layer, path: &Path, shown: &Path) -> Result<Scratch> {
+    if let BlobSource::Store(store) = &layer.source
+        && store.verify(&layer.digest, layer.size)
+    {
+        let link = Scratch::beside(path);
+        let linked = std::fs::hard_link(store.blob_path(&layer.digest), link.path())
+            .and_then(|()| File::open(link.path())?.sync_all())
+            .and_then(|()| std::fs::rename(link.path(), path));
+        if linked.is_ok() {
+            link.keep();
+            return Ok(Scratch::new(path));
+        }
+    }
+    let mut file = Durable::create(path)?;
+    copy_blob(layer, &mut file, shown)?;
+    file.finish()?;
+    Ok(Scratch::new(path))
+}
+
+/// Appends a layer's blob to `to`, checked on the way.
+pub(crate) fn copy_blob(layer: &Layer, to: &mut Durable, shown: &Path) -> Result<()> {
+    if let BlobSource::Store(store) = &layer.source
+        && store.is_known_whole(&layer.digest)
+        && let Ok(file) = File::open(store.blob_path(&layer.digest))
+    {
+        return to.copy_file(&file, layer.size);
+    }
+    let copied = layer.open().and_then(|mut blob| to.copy(&mut blob));
+    copied.map(|_| ()).map_err(|e| match e {
+        Error::Corrupt { what, at } => Error::corrupt(format!("writing {}: {what}", shown.display()), at),
+        e => e,
+    })
+}

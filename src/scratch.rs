@@ -1,0 +1,157 @@
+//! Temporary files and directories that have a name: gone when their owner fails, and gone when a signal ends the program.
+//!
+//! Every temporary that stands beside an output is registered here. Its [`Scratch`] removes it on drop; the signal
+//! handler calls [`remove_all`] before the process ends.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// What is registered, by number.
+static REGISTRY: Mutex<BTreeMap<u64, PathBuf>> = Mutex::new(BTreeMap::new());
+static NEXT: AtomicU64 = AtomicU64::new(0);
+
+/// A file or directory that is removed when this is dropped, unless [`Scratch::keep`] was called.
+#[derive(Debug)]
+pub struct Scratch {
+    id: u64,
+    path: PathBuf,
+}
+
+impl Scratch {
+    /// Registers `path`, which need not exist yet. What is there in the end is removed, a directory with all in it.
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        let path = path.into();
+        let id = NEXT.fetch_add(1, Ordering::Relaxed);
+        registry().insert(id, path.clone());
+        Self { id, path }
+    }
+
+    /// A name beside `target` that no other process and no other call uses, registered. It is hidden and says whose it is:
+    /// `.NAME.vm2k-PID-N`.
+    pub fn beside(target: &Path) -> Self {
+        let name = target.file_name().unwrap_or(target.as_os_str());
+        let mut hidden = std::ffi::OsString::from(".");
+        hidden.push(name);
+        hidden.push(format!(
+            ".vm2k-{}-{}",
+            std::process::id(),
+            NEXT.fetch_add(1, Ordering::Relaxed)
+        ));
+        Self::new(target.with_file_name(hidden))
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// It is no longer temporary: it has got its final name, or shall stay.
+    pub fn keep(self) {
+        registry().remove(&self.id);
+        std::mem::forget(self);
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        remove(&self.path);
+        registry().remove(&self.id);
+    }
+}
+
+/// Removes all that is registered: for the last moment of a process that was interrupted.
+pub fn remove_all() {
+    let mut all = registry();
+    for path in all.values() {
+        remove(path);
+    }
+    all.clear();
+}
+
+fn registry() -> std::sync::MutexGuard<'static, BTreeMap<u64, PathBuf>> {
+    REGISTRY.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+fn remove(path: &Path) {
+    if path.symlink_metadata().is_ok_and(|m| m.is_dir()) {
+        let _ = std::fs::remove_dir_all(path);
+    } else {
+        let _ = std::fs::remove_file(path);
+    }
+}
+
+/// Removes temporaries of [`Scratch::beside`] for `target` whose process is gone: left by a kill or a power cut.
+pub fn remove_leftovers(target: &Path) {
+    let (Some(dir), Some(name)) = (target.parent(), target.file_name()) else {
+        return;
+    };
+    let dir = if dir.as_os_str().is_empty() {
+        Path::new(".")
+    } else {
+        dir
+    };
+    let mut prefix = b".".to_vec();
+    prefix.extend_from_slice(name.as_encoded_bytes());
+    prefix.extend_from_slice(b".vm2k-");
+    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+        let file = entry.file_name();
+        let owner = file
+            .as_encoded_bytes()
+            .strip_prefix(prefix.as_slice())
+            .and_then(|rest| std::str::from_utf8(rest).ok())
+            .and_then(|rest| rest.split('-').next()?.parse::<i32>().ok());
+        if owner.is_some_and(|pid| !is_alive(pid)) {
+            remove(&entry.path());
+        }
+    }
+}
+
+/// True if a process with this number exists, as far as this process can see.
+pub(crate) fn is_alive(pid: i32) -> bool {
+    let Some(pid) = rustix::process::Pid::from_raw(pid) else {
+        return false;
+    };
+    !matches!(
+        rustix::process::test_kill_process(pid),
+        Err(rustix::io::Errno::SRCH)
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dropped_is_gone_and_kept_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("out.tar");
+        let a = Scratch::beside(&target);
+        let b = Scratch::beside(&target);
+        assert_ne!(a.path(), b.path());
+        std::fs::write(a.path(), "a").unwrap();
+        std::fs::create_dir(b.path()).unwrap();
+        std::fs::write(b.path().join("in"), "b").unwrap();
+        let (pa, pb) = (a.path().to_owned(), b.path().to_owned());
+        a.keep();
+        drop(b);
+        assert!(pa.exists() && !pb.exists());
+    }
+
+    #[test]
+    fn leftovers_of_the_dead_are_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("out.tar");
+        let dead = dir.path().join(".out.tar.vm2k-999999999-3");
+        let living = dir
+            .path()
+            .join(format!(".out.tar.vm2k-{}-999999", std::process::id()));
+        let other = dir.path().join(".out.tar.vm2k-notes");
+        for p in [&dead, &living, &other] {
+            std::fs::write(p, "").unwrap();
+        }
+        remove_leftovers(&target);
+        assert!(!dead.exists() && living.exists() && other.exists());
+    }
+}
