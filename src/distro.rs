@@ -27,6 +27,10 @@ pub struct Distro {
     /// Further values of `ID` that mean this distribution; globs.
     #[serde(default)]
     pub aliases: Vec<String>,
+    /// Values of `ID` of distributions that are made from this one and have no file of their own; globs. For those that
+    /// state no `ID_LIKE`.
+    #[serde(default)]
+    pub derivatives: Vec<String>,
     /// Name of the package database, as in `pkgdb::DATABASES`.
     pub database: Option<String>,
     /// Regular expression that every package name matches.
@@ -123,6 +127,7 @@ pub struct Release {
 pub struct Distros {
     by_id: BTreeMap<String, Distro>,
     aliases: Vec<(GlobMatcher, String)>,
+    derivatives: Vec<(GlobMatcher, String)>,
 }
 
 impl Distros {
@@ -154,7 +159,7 @@ impl Distros {
                 by_id.insert(distro.id.clone(), distro);
             }
         }
-        let mut aliases = Vec::new();
+        let (mut aliases, mut derivatives) = (Vec::new(), Vec::new());
         for distro in by_id.values() {
             for like in &distro.like {
                 if !by_id.contains_key(like) {
@@ -167,8 +172,15 @@ impl Distros {
             for alias in &distro.aliases {
                 aliases.push((glob(&distro.id, alias)?, distro.id.clone()));
             }
+            for derivative in &distro.derivatives {
+                derivatives.push((glob(&distro.id, derivative)?, distro.id.clone()));
+            }
         }
-        Ok(Self { by_id, aliases })
+        Ok(Self {
+            by_id,
+            aliases,
+            derivatives,
+        })
     }
 
     /// All distributions in byte order of their ids.
@@ -185,8 +197,8 @@ impl Distros {
         })
     }
 
-    /// The distribution that `ID` names; failing that the first known one of `ID_LIKE`; failing that the one whose id
-    /// begins or ends the unknown id. The second value is false where it is not the distribution itself but one that
+    /// The distribution that `ID` names; failing that the first known one of `ID_LIKE`, the one that lists it among its
+    /// derivatives, or the one whose id begins or ends the unknown id. The second value is false where it is not the distribution itself but one that
     /// it is like.
     pub fn lookup(&self, id: &str, id_like: &[String]) -> Option<(&Distro, bool)> {
         if let Some(distro) = self.get(id) {
@@ -196,6 +208,10 @@ impl Distros {
             return Some((distro, false));
         }
         let id = id.to_ascii_lowercase();
+        let mut listed = self.derivatives.iter().filter(|(glob, _)| glob.is_match(&id));
+        if let Some(distro) = listed.find_map(|(_, to)| self.by_id.get(to)) {
+            return Some((distro, false));
+        }
         let stems = id
             .char_indices()
             .filter(|(_, c)| matches!(c, '-' | '_' | '.' | ' '));
@@ -348,4 +364,107 @@ fn is_day(text: &str) -> bool {
         && number(parts.next(), 2, 12)
         && number(parts.next(), 2, 31)
         && parts.next().is_none()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn like(words: &str) -> Vec<String> {
+        words.split(' ').map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn lookup_goes_from_the_sure_to_the_likely() {
+        let distros = Distros::load(None).unwrap();
+        let found = |id: &str, words: &str| {
+            distros
+                .lookup(id, &like(words))
+                .map(|(d, own)| (d.id.as_str(), own))
+        };
+        assert_eq!(found("debian", "fedora"), Some(("debian", true)));
+        assert_eq!(found("Debian", ""), Some(("debian", true)));
+        assert_eq!(found("archlinux", ""), Some(("arch", true)));
+        assert_eq!(
+            found("never-heard-of", "unknown ubuntu debian"),
+            Some(("ubuntu", false))
+        );
+        assert_eq!(found("sparkylinux", ""), Some(("debian", false)));
+        assert_eq!(found("fedora-asahi-remix", ""), Some(("fedora", false)));
+        assert_eq!(found("xubuntu", ""), Some(("ubuntu", false)));
+        assert_eq!(found("opensuse-something", ""), Some(("opensuse", false)));
+        assert_eq!(found("nothing", ""), None);
+    }
+
+    #[test]
+    fn versions_match_by_their_leading_parts() {
+        let distros = Distros::load(None).unwrap();
+        let release = |id: &str, version: &str| {
+            let found = distros.get(id).unwrap().release(Some(version), None);
+            found.and_then(|r| r.version.clone())
+        };
+        assert_eq!(release("debian", "12.5").as_deref(), Some("12"));
+        assert_eq!(release("debian", "120"), None);
+        assert_eq!(release("debian", "7"), None);
+        assert_eq!(release("alpine", "3.19.1").as_deref(), Some("3.19"));
+        assert_eq!(release("alpine", "3.1").as_deref(), Some("3.1"));
+        assert_eq!(release("rhel", "9.4").as_deref(), Some("9"));
+        let debian = distros.get("debian").unwrap();
+        let sid = debian.release(None, Some("SID")).unwrap();
+        assert_eq!(sid.image.as_deref(), Some("docker.io/library/debian:sid"));
+        assert!(debian.release(Some("7"), Some("bookworm")).is_none());
+    }
+
+    #[test]
+    fn a_folder_adds_and_overrides() {
+        let dir = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
+        write(
+            "mine.toml",
+            "id = \"mine\"\nname = \"Mine\"\nfamily = \"debian\"\nlike = [\"debian\"]\n",
+        );
+        write(
+            "debian.toml",
+            "id = \"debian\"\nname = \"Ours\"\nfamily = \"debian\"\ndatabase = \"dpkg\"\n",
+        );
+        write("readme.txt", "not a distribution");
+        let distros = Distros::load(Some(dir.path())).unwrap();
+        let mine = distros.get("mine").unwrap();
+        assert_eq!(distros.inherited(mine, |d| d.database.as_deref()), Some("dpkg"));
+        assert_eq!(distros.get("debian").unwrap().name, "Ours");
+        for (text, word) in [
+            ("id = \"mine\"", "missing field"),
+            ("id = \"mine\"\nname = \"\"\nfamily = \"\"\nextra = 1", "extra"),
+            ("id = \"other\"\nname = \"\"\nfamily = \"\"", "file's name"),
+            (
+                "id = \"mine\"\nname = \"\"\nfamily = \"\"\nlike = [\"no\"]",
+                "\"no\"",
+            ),
+            (
+                "id = \"mine\"\nname = \"\"\nfamily = \"\"\npackage_name = '('",
+                "regex",
+            ),
+            (
+                "id = \"mine\"\nname = \"\"\nfamily = \"\"\n[[release]]\nversion = \"1\"\nend_of_life = \"soon\"",
+                "soon",
+            ),
+        ] {
+            write("mine.toml", text);
+            let error = Distros::load(Some(dir.path())).unwrap_err();
+            assert!(matches!(error, Error::Usage { .. }));
+            assert!(
+                error.to_string().contains(word) && error.to_string().contains("mine.toml"),
+                "{error}"
+            );
+        }
+    }
+
+    #[test]
+    fn lists_and_values_are_inherited() {
+        let distros = Distros::load(None).unwrap();
+        let mint = distros.get("linuxmint").unwrap();
+        assert_eq!(distros.inherited(mint, |d| d.database.as_deref()), Some("dpkg"));
+        let left_out = distros.collected(mint, |d| &d.not_in_containers);
+        assert!(left_out.contains(&"linux-generic*") && left_out.contains(&"linux-image-*"));
+    }
 }

@@ -9,7 +9,8 @@ use globset::Glob;
 pub struct BaseMatch {
     /// The image; `None` if no file knows one, which only the user can mend with `--base`.
     pub reference: Option<String>,
-    /// True if it is an image of the machine's own distribution and release, false for a nearest match.
+    /// True if it is an image of the machine's own distribution and release, false for a nearest match
+    /// and for a distribution without releases.
     pub exact: bool,
     /// The decision in words, as in `Debian 12 (bookworm), amd64: docker.io/library/debian:12`.
     pub reason: String,
@@ -54,7 +55,7 @@ impl Distros {
                     format!("{machine}, {arch}: {why} {label}: {image}")
                 },
                 reference: Some(image),
-                exact,
+                exact: exact && release.version.as_deref() != Some("*"),
                 end_of_life: release.end_of_life.clone(),
                 archive: release.archive.clone(),
                 distro: Some(distro.id.clone()),
@@ -108,11 +109,80 @@ fn fits(near: &Nearest, os: &Os) -> bool {
 /// `Debian 12 (bookworm)`.
 fn release_label(distro: &Distro, release: &Release) -> String {
     let mut label = distro.name.clone();
-    if let Some(version) = release.version.as_deref().filter(|v| *v != "*") {
-        label.push_str(&format!(" {version}"));
+    match release.version.as_deref() {
+        Some("*") => label.push_str(" (rolling: the newest image, not the state of this machine)"),
+        Some(version) => label.push_str(&format!(" {version}")),
+        None => {}
     }
     if let Some(codename) = &release.codename {
         label.push_str(&format!(" ({codename})"));
     }
     label
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn base(os_release: &str) -> BaseMatch {
+        let distros = Distros::load(None).unwrap();
+        let os = Os::from_os_release(os_release.as_bytes(), &distros);
+        distros.base_for(&os)
+    }
+
+    #[test]
+    fn exact_nearest_and_none() {
+        let exact = base("ID=debian\nVERSION_ID=\"12\"\n");
+        assert!(exact.exact);
+        assert_eq!(
+            exact.reason,
+            "Debian 12 (bookworm), unknown architecture: docker.io/library/debian:12"
+        );
+        assert_eq!(
+            base("ID=debian\nVERSION_ID=9\n").archive.as_deref(),
+            Some("http://archive.debian.org/debian")
+        );
+        let reference = |text: &str| base(text).reference;
+        let is = |text: &str, image: &str| assert_eq!(reference(text).as_deref(), Some(image), "{text}");
+        is(
+            "ID=debian\nVERSION_CODENAME=forky\n",
+            "docker.io/library/debian:forky",
+        );
+        is(
+            "ID=linuxmint\nID_LIKE=\"ubuntu debian\"\nVERSION_ID=21.3\n",
+            "docker.io/library/ubuntu:22.04",
+        );
+        is(
+            "ID=linuxmint\nID_LIKE=debian\nVERSION_ID=6\n",
+            "docker.io/library/debian:12",
+        );
+        is(
+            "ID=pop\nID_LIKE=\"ubuntu debian\"\nVERSION_ID=22.04\n",
+            "docker.io/library/ubuntu:22.04",
+        );
+        is(
+            "ID=new\nID_LIKE=ubuntu\nVERSION_ID=5\nUBUNTU_CODENAME=noble\n",
+            "docker.io/library/ubuntu:24.04",
+        );
+        is(
+            "ID=new\nID_LIKE=debian\nVERSION_ID=5\nVERSION_CODENAME=bookworm\n",
+            "docker.io/library/debian:12",
+        );
+        let rolling = base("ID=arch\n");
+        assert!(
+            !rolling.exact && rolling.reason.contains("rolling"),
+            "{rolling:?}"
+        );
+        assert!(base("ID=manjaro\nID_LIKE=arch\n").reason.contains("nearest"));
+        for unknown in [
+            "ID=debian\nVERSION_ID=7\n",
+            "ID=new\nID_LIKE=debian\nVERSION_ID=12\n",
+            "ID=zzz\n",
+            "",
+        ] {
+            let found = base(unknown);
+            assert_eq!(found.reference, None, "{unknown}");
+            assert!(!found.reason.is_empty());
+        }
+    }
 }

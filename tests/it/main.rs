@@ -6,11 +6,14 @@
     reason = "a test fails by panicking"
 )]
 
+mod disk;
 mod e2e;
 mod ext4;
-#[allow(dead_code, reason = "helpers for the modules that follow")]
+mod gate;
+mod inventory;
+#[allow(dead_code, reason = "shared by the modules beside it")]
 mod kernel;
-#[allow(dead_code, reason = "helpers for the modules that follow")]
-mod support;
-
 mod oci;
+#[allow(dead_code, reason = "shared by the modules beside it")]
+mod support;
+mod volume;

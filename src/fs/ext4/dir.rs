@@ -169,7 +169,11 @@ impl Volume {
             return Err(inode.corrupt("a directory without a block"));
         }
         let mut next = 0u64;
-        for run in self.runs(inode)? {
+        let runs = self.runs(inode)?;
+        if runs.last().is_some_and(|run| run.end() > blocks) {
+            dir.problem("the directory has blocks behind its end, which are not read".to_owned());
+        }
+        for run in runs {
             let start = u64::from(run.logical);
             let end = run.end().min(blocks);
             if start >= blocks {

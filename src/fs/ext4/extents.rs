@@ -77,7 +77,7 @@ impl Volume {
     /// [`Error::Corrupt`] if any part of the map is damaged.
     pub(super) fn runs(&self, inode: &Inode) -> Result<Vec<Run>> {
         if let Some(runs) = self.fast.runs(inode.ino) {
-            return Ok(runs.to_vec());
+            return Ok(runs);
         }
         let mut runs = Runs::default();
         if inode.has(flags::EXTENTS) {

@@ -31,6 +31,8 @@ const XATTR_MAGIC: u32 = 0xea02_0000;
 pub(super) struct Inode {
     /// Its number.
     pub ino: u32,
+    /// Where it lies on the volume, for messages.
+    pub at: u64,
     /// `i_mode` with the type bits.
     pub mode: u16,
     pub uid: u32,
@@ -123,16 +125,16 @@ impl Inode {
 
     /// An error that names this inode.
     pub(super) fn corrupt(&self, what: impl std::fmt::Display) -> Error {
-        Error::corrupt(format!("inode {}: {what}", self.ino), 0)
+        Error::corrupt(format!("inode {}: {what}", self.ino), self.at)
     }
 
     /// Reads the inode in `raw`. `verify` says whether its checksum must match.
     ///
     /// # Errors
     /// [`Error::Corrupt`] with the words of the check that failed.
-    pub(super) fn parse(sb: &Superblock, ino: u32, raw: &[u8], verify: bool) -> Result<Self> {
-        let bad = |what: &str| Error::corrupt(format!("inode {ino}: {what}"), 0);
-        let mut inode = Self::fields(sb, ino, raw).ok_or_else(|| bad("is cut short"))?;
+    pub(super) fn parse(sb: &Superblock, ino: u32, at: u64, raw: &[u8], verify: bool) -> Result<Self> {
+        let bad = |what: &str| Error::corrupt(format!("inode {ino}: {what}"), at);
+        let mut inode = Self::fields(sb, ino, at, raw).ok_or_else(|| bad("is cut short"))?;
         let large = raw.len() > OLD_SIZE;
         let stated = if large {
             usize::from(le16(raw, 0x80).unwrap_or(0))
@@ -177,7 +179,7 @@ impl Inode {
         Ok(inode)
     }
 
-    fn fields(sb: &Superblock, ino: u32, raw: &[u8]) -> Option<Self> {
+    fn fields(sb: &Superblock, ino: u32, at: u64, raw: &[u8]) -> Option<Self> {
         let high = |at: usize| le16(raw, at).map(u32::from);
         let generation = le32(raw, 0x64)?;
         let flags = le32(raw, 0x20)?;
@@ -194,6 +196,7 @@ impl Inode {
         }
         Some(Self {
             ino,
+            at,
             mode: le16(raw, 0x0)?,
             uid: high(0x2)? | high(0x78)? << 16,
             gid: high(0x18)? | high(0x7a)? << 16,
@@ -275,9 +278,9 @@ impl Volume {
     /// [`Error::Corrupt`] if there is no such inode or it is damaged.
     pub(super) fn inode(&self, ino: u32) -> Result<Inode> {
         if let Some(raw) = self.fast.inode(ino) {
-            return Inode::parse(&self.sb, ino, raw, false);
+            return Inode::parse(&self.sb, ino, 0, raw, false);
         }
-        self.with_raw(ino, |raw| Inode::parse(&self.sb, ino, raw, true))
+        self.with_raw(ino, |at, raw| Inode::parse(&self.sb, ino, at, raw, true))
     }
 
     /// The inode that a directory entry names: a file's number, in use.
@@ -298,7 +301,18 @@ impl Volume {
         Ok(inode)
     }
 
-    fn with_raw<T>(&self, ino: u32, then: impl FnOnce(&[u8]) -> Result<T>) -> Result<T> {
+    /// The bytes of inode `ino` as they stand, unchecked.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] if there is no such inode.
+    pub(super) fn raw_inode(&self, ino: u32) -> Result<Vec<u8>> {
+        match self.fast.inode(ino) {
+            Some(raw) => Ok(raw.to_vec()),
+            None => self.with_raw(ino, |_, raw| Ok(raw.to_vec())),
+        }
+    }
+
+    fn with_raw<T>(&self, ino: u32, then: impl FnOnce(u64, &[u8]) -> Result<T>) -> Result<T> {
         let index = ino
             .checked_sub(1)
             .filter(|i| *i < self.sb.inodes_count)
@@ -308,15 +322,16 @@ impl Volume {
         let at = u64::from(index % self.sb.inodes_per_group).saturating_mul(size);
         let table = self.groups.table(group)?;
         let len = usize::from(self.sb.inode_size);
+        let place = table.saturating_add(at);
         if let Ok(chunk) = self.table_chunk(group, table, at / CHUNK) {
             let from = usize::try_from(at % CHUNK).unwrap_or(usize::MAX);
             if let Some(raw) = slice(&chunk, from, len) {
-                return then(raw);
+                return then(place, raw);
             }
         }
         // The stretch has bytes that cannot be read: these may still be fine.
-        let raw = crate::read_at::read_vec(&*self.disk, table.saturating_add(at), len)?;
-        then(&raw)
+        let raw = crate::read_at::read_vec(&*self.disk, place, len)?;
+        then(place, &raw)
     }
 
     fn table_chunk(&self, group: u64, table: u64, number: u64) -> Result<Arc<Vec<u8>>> {

@@ -25,6 +25,8 @@ mod index {
     pub(super) const SYSTEM: u8 = 7;
     /// The policy of an encrypted inode.
     pub(super) const ENCRYPTION: u8 = 9;
+    /// Where the Merkle tree of a file with fs-verity lies.
+    pub(super) const VERITY: u8 = 11;
 }
 
 /// One attribute as it stands on disk.
@@ -168,7 +170,7 @@ impl Volume {
             4 => b"trusted.",
             6 => b"security.",
             10 => b"gnu.",
-            index::SYSTEM | index::ENCRYPTION => return Ok(None),
+            index::SYSTEM | index::ENCRYPTION | index::VERITY => return Ok(None),
             8 => return Err(Error::unsupported("a richacl, which Linux does not show")),
             other => {
                 return Err(Error::unsupported(format!(
@@ -181,7 +183,7 @@ impl Volume {
             Value::Inode(ino, size) => self.value_inode(inode, entry, *ino, *size)?,
         };
         if matches!(entry.index, index::ACL_ACCESS | index::ACL_DEFAULT) {
-            let acl = acl(&value).ok_or_else(|| Error::corrupt("a damaged access control list", 0))?;
+            let acl = acl(&value).ok_or_else(|| inode.corrupt("a damaged access control list"))?;
             return Ok(Some((prefix.to_vec(), acl)));
         }
         Ok(Some(([prefix, &entry.name].concat(), value)))
@@ -209,8 +211,9 @@ impl Volume {
         let number = inode.file_acl;
         self.check_blocks(inode, number, 1)?;
         let mut bytes = self.block(number)?;
+        let at = number.saturating_mul(u64::from(self.sb.block_size));
         if le32(&bytes, 0) != Some(MAGIC) || le32(&bytes, 8) != Some(1) {
-            return Err(Error::corrupt("it has no magic number", 0));
+            return Err(Error::corrupt("it has no magic number", at));
         }
         if self.sb.metadata_csum() {
             let stored = le32(&bytes, 0x10);
@@ -219,7 +222,7 @@ impl Volume {
             }
             let crc = crc32c(crc32c(self.sb.csum_seed, &number.to_le_bytes()), &bytes);
             if stored != Some(crc) {
-                return Err(Error::corrupt("the checksum is wrong", 0));
+                return Err(Error::corrupt("the checksum is wrong", at));
             }
         }
         let (entries, problem) = entries(&bytes, HEADER);
@@ -237,7 +240,7 @@ impl Volume {
             )));
         }
         if ino == parent.ino {
-            return Err(Error::corrupt("the value is the file itself", 0));
+            return Err(parent.corrupt("the value is the file itself"));
         }
         let inode = self.inode(ino)?;
         if !inode.has(flags::EA_INODE) || inode.size != u64::from(size) || inode.nlink == 0 {
