@@ -8,6 +8,7 @@
 
 mod directory;
 mod disk;
+mod e2e;
 mod ext4;
 mod gate;
 mod inventory;
