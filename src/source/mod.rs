@@ -3,7 +3,7 @@
 pub mod directory;
 pub mod fstab;
 pub mod image;
-pub mod mach;
+pub mod machine;
 pub mod memory;
 
 use crate::error::Result;
