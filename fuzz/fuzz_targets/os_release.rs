@@ -5,9 +5,11 @@
 use libfuzzer_sys::fuzz_target;
 use std::sync::LazyLock;
 use vm2k::distro::Distros;
+use vm2k::inventory::command::redacted;
 use vm2k::inventory::os::{Os, assignments};
-use vm2k::inventory::{self, unit};
-use vm2k::source::memory::MemorySource;
+use vm2k::inventory::unit::{self, Found};
+use vm2k::inventory::users;
+use vm2k::source::{fstab, memory::MemorySource};
 
 static DISTROS: LazyLock<Distros> = LazyLock::new(|| Distros::load(None).expect("the embedded files"));
 
@@ -17,16 +19,18 @@ fuzz_target!(|bytes: &[u8]| {
     }
     let os = Os::from_os_release(bytes, &DISTROS);
     assert!(!DISTROS.base_for(&os).reason.is_empty());
-    if let Ok(text) = std::str::from_utf8(bytes) {
-        let _ = unit::words(text);
-    }
     let source = MemorySource::new("fuzz")
         .file("/etc/systemd/system/a.service", bytes)
         .file("/etc/passwd", bytes)
-        .file("/etc/fstab", bytes)
-        .symlink("/etc/systemd/system/multi-user.target.wants/a.service", "../a.service")
+        .file("/etc/shadow", bytes)
         .build();
-    let taken = inventory::take(&source, &DISTROS).expect("everything is readable");
-    let _ = inventory::default_cmd(&taken);
-    let _ = format!("{:?}", inventory::scan_document(&taken, None));
+    users::read(&source).expect("files in memory are readable");
+    fstab::parse(bytes);
+    if let Ok(Found::Unit(unit)) = unit::find(&source, "a.service") {
+        for line in unit.list("Service", "ExecStart") {
+            let _ = unit::words(line);
+            let _ = unit.specifiers(line);
+            redacted(line);
+        }
+    }
 });
