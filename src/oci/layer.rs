@@ -7,6 +7,7 @@ use crate::path::GuestPath;
 use crate::progress::Stage;
 use crate::store::{Digest, Store};
 use crate::tree::{Time, Xattrs};
+use crossbeam_channel::{Receiver, bounded};
 use sha2::Digest as _;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
@@ -111,24 +112,90 @@ pub(crate) fn scan(layer: &Layer, keep: Option<&Store>, stage: &dyn Stage) -> Re
 /// The listing and the diffID of a blob; the plain tar goes to `copy`.
 fn unpack(
     layer: &Layer,
-    blob: &mut dyn Read,
+    blob: &mut (dyn Read + Send),
     copy: Option<(&File, &Store)>,
     stage: &dyn Stage,
     name: &str,
 ) -> Result<(Listing, Digest)> {
-    let mut plain = Unpacked::new(blob, layer.size, stage, name)?;
-    plain.copy = copy.map(|(file, store)| (SparseWriter::new(file), store));
-    let listing = list(&mut plain, name)?;
-    plain.drain()?;
-    if let Some((copy, store)) = &mut plain.copy {
-        copy.finish().map_err(|e| store.write_failed(e))?;
+    // One thread decompresses, this one hashes and lists.
+    std::thread::scope(|scope| {
+        let mut plain = Unpacked::new(blob, layer.size, stage, name)?;
+        plain.inner = Box::new(Ahead::start(scope, plain.inner));
+        plain.copy = copy.map(|(file, store)| (SparseWriter::new(file), store));
+        let listing = list(&mut plain, name)?;
+        plain.drain()?;
+        if let Some((copy, store)) = &mut plain.copy {
+            copy.finish().map_err(|e| store.write_failed(e))?;
+        }
+        Ok((listing, plain.digest()))
+    })
+}
+
+/// A reader whose bytes another thread reads ahead of it.
+struct Ahead {
+    parts: Receiver<std::io::Result<Vec<u8>>>,
+    part: Vec<u8>,
+    used: usize,
+}
+
+/// Parts that wait at most: with [`CHUNK`] the memory that reading ahead takes.
+const PARTS: usize = 8;
+
+impl Ahead {
+    fn start<'scope>(
+        scope: &'scope std::thread::Scope<'scope, '_>,
+        mut from: Box<dyn Read + Send + 'scope>,
+    ) -> Self {
+        let (send, parts) = bounded(PARTS);
+        scope.spawn(move || {
+            loop {
+                let mut part = vec![0; CHUNK];
+                let read = match from.read(&mut part) {
+                    Ok(0) => return,
+                    Err(e) if e.kind() == std::io::ErrorKind::Interrupted => continue,
+                    Ok(n) => {
+                        part.truncate(n);
+                        Ok(part)
+                    }
+                    Err(e) => Err(e),
+                };
+                let last = read.is_err();
+                if send.send(read).is_err() || last {
+                    return;
+                }
+            }
+        });
+        Self {
+            parts,
+            part: Vec::new(),
+            used: 0,
+        }
     }
-    Ok((listing, plain.digest()))
+}
+
+impl Read for Ahead {
+    fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {
+        if self.used >= self.part.len() {
+            // The channel closes at the end of the stream.
+            let Ok(part) = self.parts.recv() else { return Ok(0) };
+            (self.part, self.used) = (part?, 0);
+        }
+        let rest = self.part.get(self.used..).unwrap_or_default();
+        let n = rest.len().min(buf.len());
+        if let (Some(to), Some(from)) = (buf.get_mut(..n), rest.get(..n)) {
+            to.copy_from_slice(from);
+        }
+        self.used += n;
+        Ok(n)
+    }
 }
 
 /// The plain bytes of `from`: gzip (any number of members), zstd (any number of frames, skippable ones too) or as they are.
 /// The first bytes decide, as they do for the engines, not the media type.
-pub(crate) fn decoder<'a>(mut from: impl BufRead + 'a, name: &str) -> Result<Box<dyn Read + 'a>> {
+pub(crate) fn decoder<'a>(
+    mut from: impl BufRead + Send + 'a,
+    name: &str,
+) -> Result<Box<dyn Read + Send + 'a>> {
     let failed = |e| Error::from_io(format!("reading {name}"), e);
     let start = loop {
         match from.fill_buf() {
@@ -193,7 +260,7 @@ impl Limit {
 
 /// The plain tar as it passes: hashed, counted, and copied if somebody wants it.
 pub(crate) struct Unpacked<'a> {
-    inner: Box<dyn Read + 'a>,
+    inner: Box<dyn Read + Send + 'a>,
     hasher: sha2::Sha256,
     copy: Option<(SparseWriter<'a>, &'a Store)>,
     limit: Limit,
@@ -203,7 +270,7 @@ pub(crate) struct Unpacked<'a> {
 impl<'a> Unpacked<'a> {
     /// Unpacks `blob`, a layer of `size` bytes called `name`; `stage` is told of the bytes of the blob.
     pub(crate) fn new(
-        blob: &'a mut dyn Read,
+        blob: &'a mut (dyn Read + Send),
         size: u64,
         stage: &'a dyn Stage,
         name: &'a str,
