@@ -904,7 +904,7 @@ fn a_dirty_journal_reads_like_the_recovered_filesystem() {
         let (mut seen, listing) = ours(&copy);
         let recovered = Mounted::new(&copy, "");
         let mut kernels = kernel::tree_of(recovered.path());
-        if is_fast {
+        if fast {
             // What a fast commit says of a directory are its names: the kernel takes the time of the replay.
             for seen in seen.iter_mut().chain(&mut kernels).filter(|s| s.node.is_dir()) {
                 (seen.node.mtime, seen.node.ctime, seen.node.nlink) = Default::default();
