@@ -19,14 +19,27 @@
 //!
 //! `docs/architecture.md` has the map of modules and the rules between them.
 
+pub mod arch;
 pub mod bytes;
+pub mod cli;
+pub mod convert;
+pub mod diff;
+pub mod disk;
+pub mod distro;
 pub mod error;
 pub mod fs;
+pub mod inventory;
+pub mod jobs;
+pub mod layer;
 pub mod oci;
 pub mod path;
+pub mod pkgdb;
+pub mod plan;
 pub mod progress;
 pub mod read_at;
 pub mod scratch;
 pub mod source;
 pub mod store;
 pub mod tree;
+pub mod verify;
+pub mod volume;

@@ -1,3 +1,5 @@
 //! The program: see [`vm2k`].
 
-fn main() {}
+fn main() -> std::process::ExitCode {
+    vm2k::cli::run()
+}

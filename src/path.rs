@@ -53,6 +53,53 @@ impl GuestPath {
         Self::new(&bytes)
     }
 
+    /// The path that `text` shows, as [`Display`](fmt::Display) writes it: the reverse of escaping.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] for an escape that is none; else as [`GuestPath::new`].
+    pub fn from_escaped(text: &str) -> Result<Self> {
+        let bad = || {
+            Error::usage(format!(
+                "{text:?}: an escape in this path is none of \\\\, \\n, \\r, \\t, \\xNN, \\u{{N}}"
+            ))
+        };
+        let mut bytes = Vec::with_capacity(text.len());
+        let mut rest = text;
+        while let Some(at) = rest.find('\\') {
+            let (plain, escape) = rest.split_at(at);
+            bytes.extend_from_slice(plain.as_bytes());
+            let mut chars = escape.chars();
+            let (_, code) = (chars.next(), chars.next().ok_or_else(bad)?);
+            rest = chars.as_str();
+            match code {
+                '\\' => bytes.push(b'\\'),
+                'n' => bytes.push(b'\n'),
+                'r' => bytes.push(b'\r'),
+                't' => bytes.push(b'\t'),
+                'x' => {
+                    let digits = rest.get(..2).ok_or_else(bad)?;
+                    bytes.push(u8::from_str_radix(digits, 16).map_err(|_| bad())?);
+                    rest = rest.get(2..).unwrap_or_default();
+                }
+                'u' => {
+                    let (digits, after) = rest
+                        .strip_prefix('{')
+                        .and_then(|r| r.split_once('}'))
+                        .ok_or_else(bad)?;
+                    let c = u32::from_str_radix(digits, 16)
+                        .ok()
+                        .and_then(char::from_u32)
+                        .ok_or_else(bad)?;
+                    bytes.extend_from_slice(c.encode_utf8(&mut [0; 4]).as_bytes());
+                    rest = after;
+                }
+                _ => return Err(bad()),
+            }
+        }
+        bytes.extend_from_slice(rest.as_bytes());
+        Self::new(&bytes)
+    }
+
     /// `name` in this directory.
     ///
     /// # Errors
@@ -174,6 +221,23 @@ mod tests {
         assert_eq!(GuestPath::lenient(b"").unwrap(), GuestPath::root());
         assert!(p("/a").join(b"..").is_err());
         assert!(p("/a").join(b"b/c").is_err());
+    }
+
+    #[test]
+    fn what_is_shown_can_be_read_back() {
+        for bytes in [
+            &b"/a b"[..],
+            b"/new\nline\t\r",
+            b"/caf\xe9",
+            "/caf\u{e9} \u{202e}x\u{1}".as_bytes(),
+            b"/back\\slash\\x41",
+        ] {
+            let path = GuestPath::new(bytes).unwrap();
+            assert_eq!(GuestPath::from_escaped(&path.to_string()).unwrap(), path);
+        }
+        for bad in ["/\\", "/\\q", "/\\x1", "/\\u{110000}", "/\\u12", "rel"] {
+            assert!(GuestPath::from_escaped(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

@@ -228,6 +228,20 @@ impl Tree {
             .map(|(_, n)| n)
     }
 
+    /// The tree's own copy of `path`, and its entry.
+    pub fn get_key(&self, path: &GuestPath) -> Option<(&GuestPath, &Node)> {
+        self.entries
+            .get(self.position(path.as_bytes()).ok()?)
+            .map(|(p, n)| (p, n))
+    }
+
+    /// Lets `f` change every entry's node in place; kinds must stay what they are.
+    pub fn for_each_mut(&mut self, mut f: impl FnMut(&GuestPath, &mut Node)) {
+        for (path, node) in &mut self.entries {
+            f(path, node);
+        }
+    }
+
     /// The entries below `dir`, at any depth, in byte order; `dir` itself is not among them.
     pub fn below<'a>(&'a self, dir: &GuestPath) -> impl Iterator<Item = (&'a GuestPath, &'a Node)> + use<'a> {
         let mut prefix = dir.as_bytes().to_vec();
@@ -302,6 +316,15 @@ impl Tree {
             .ok()?;
         let node = self.get(&found)?;
         Some((found, node))
+    }
+
+    /// This tree with every file id of filesystem number `fs`.
+    #[must_use]
+    pub fn in_fs(mut self, fs: u32) -> Self {
+        for (_, node) in &mut self.entries {
+            node.id.fs = fs;
+        }
+        self
     }
 
     /// Puts `other` at `at`, hiding what was there and below, as mounting does. The file ids of `other` must already be

@@ -1,7 +1,11 @@
 //! Filesystems: bytes of a volume in, a tree of files out. Nothing is ever written.
 
-use crate::error::Result;
-use crate::read_at::ReadAt;
+mod ext4;
+pub mod identity;
+
+use crate::bytes::{be16, le16, le32, le64};
+use crate::error::{Error, Result};
+use crate::read_at::{ReadAt, read_vec};
 use crate::tree::{Problem, Tree};
 use std::sync::Arc;
 
@@ -46,4 +50,223 @@ pub struct Info {
     pub used: Option<u64>,
     /// Features and states worth telling, as in `journal replayed in memory`.
     pub notes: Vec<String>,
+}
+
+/// One kind of volume content: a filesystem, or something that is none.
+pub struct Row {
+    /// Its name as blkid(8) and mount(8) write it: `ext4`, `crypto_LUKS`.
+    pub name: &'static str,
+    /// What it is, with its article, for messages: `an XFS filesystem`.
+    pub what: &'static str,
+    /// Looks at a few bytes and says whether this is it.
+    pub probe: fn(&dyn ReadAt) -> bool,
+    /// Opens it; `None` if it is only recognised.
+    pub open: Option<Open>,
+}
+
+/// Opens a filesystem.
+pub type Open = fn(Arc<dyn ReadAt>) -> Result<Box<dyn Filesystem>>;
+
+/// All that is recognised, in the order of asking: what may hold a filesystem inside comes before the filesystems.
+pub const FILESYSTEMS: &[Row] = &[
+    named("crypto_LUKS", "a LUKS encrypted volume", |v| {
+        has(v, 0, b"LUKS\xba\xbe") && matches!(field(v, 6, be16), Some(1 | 2))
+    }),
+    named("LVM2_member", "an LVM2 physical volume", |v| {
+        (0..4).any(|sector| has(v, sector * 512, b"LABELONE") && has(v, sector * 512 + 24, b"LVM2 001"))
+    }),
+    named("linux_raid_member", "a member of a Linux RAID (md)", is_md),
+    named("bcache", "a bcache device", |v| {
+        has(
+            v,
+            4096 + 24,
+            b"\xc6\x85\x73\xf6\x4e\x1a\x45\xca\x82\x65\xf5\x7f\x48\xba\x6d\x81",
+        )
+    }),
+    named("BitLocker", "a BitLocker encrypted volume", |v| {
+        let to_go = b"\x3b\xd6\x67\x49\x29\x2e\xd8\x4a\x83\x99\xf6\xa3\x39\xe3\xd0\x01";
+        has(v, 3, b"-FVE-FS-") || (has(v, 3, b"MSWIN4.1") && has(v, 424, to_go))
+    }),
+    Row {
+        name: "ext4",
+        what: "an ext2, ext3 or ext4 filesystem",
+        probe: ext4::probe,
+        open: Some(ext4::open),
+    },
+    named("xfs", "an XFS filesystem", |v| has(v, 0, b"XFSB")),
+    named("btrfs", "a btrfs filesystem", |v| has(v, 0x1_0040, b"_BHRfS_M")),
+    named("ntfs", "an NTFS filesystem", |v| has(v, 3, b"NTFS    ")),
+    named("exfat", "an exFAT filesystem", |v| has(v, 3, b"EXFAT   ")),
+    named("squashfs", "a squashfs image", |v| has(v, 0, b"hsqs")),
+    named("erofs", "an EROFS image", |v| {
+        field(v, 1024, le32) == Some(0xe0f5_e1e2)
+    }),
+    named("f2fs", "an F2FS filesystem", |v| {
+        field(v, 1024, le32) == Some(0xf2f5_2010)
+    }),
+    named("reiserfs", "a ReiserFS filesystem", |v| {
+        [8192 + 52, 65536 + 52].iter().any(|at| has(v, *at, b"ReIsEr"))
+    }),
+    named("jfs", "a JFS filesystem", |v| has(v, 32768, b"JFS1")),
+    named("zfs_member", "a member of a ZFS pool", is_zfs),
+    named("iso9660", "an ISO 9660 filesystem", |v| has(v, 32769, b"CD001")),
+    named("swap", "swap space", |v| {
+        [4096u64, 8192, 16384, 65536]
+            .iter()
+            .any(|page| has(v, page - 10, b"SWAPSPACE2") || has(v, page - 10, b"SWAP-SPACE"))
+    }),
+    named("vfat", "a FAT filesystem", is_fat),
+];
+
+/// A row that is only recognised.
+const fn named(name: &'static str, what: &'static str, probe: fn(&dyn ReadAt) -> bool) -> Row {
+    Row {
+        name,
+        what,
+        probe,
+        open: None,
+    }
+}
+
+/// The row that `volume` belongs to.
+fn find(volume: &dyn ReadAt) -> Option<&'static Row> {
+    FILESYSTEMS.iter().find(|row| (row.probe)(volume))
+}
+
+/// The name of what `volume` holds, from [`FILESYSTEMS`]; `None` if nothing known. Bytes that cannot be read count as
+/// unknown.
+pub fn recognise(volume: &dyn ReadAt) -> Option<&'static str> {
+    find(volume).map(|row| row.name)
+}
+
+/// Opens the filesystem on `volume`.
+///
+/// # Errors
+/// [`Error::Unsupported`] that names what the volume holds if it is not a filesystem that can be read, else as the
+/// filesystem's reader.
+pub fn open(volume: Arc<dyn ReadAt>) -> Result<Box<dyn Filesystem>> {
+    match find(&*volume) {
+        Some(Row { open: Some(open), .. }) => open(volume),
+        Some(row) => Err(Error::unsupported(row.what)),
+        None => Err(Error::unsupported("no filesystem that is known")),
+    }
+}
+
+/// True if `bytes` stand at `offset`.
+fn has(volume: &dyn ReadAt, offset: u64, bytes: &[u8]) -> bool {
+    read_vec(volume, offset, bytes.len()).is_ok_and(|found| found == bytes)
+}
+
+/// The number at `offset`, read by one of the functions of [`crate::bytes`].
+fn field<T>(volume: &dyn ReadAt, offset: u64, read: fn(&[u8], usize) -> Option<T>) -> Option<T> {
+    read(&read_vec(volume, offset, size_of::<T>()).ok()?, 0)
+}
+
+/// md superblocks: version 1.1 at the beginning, 1.2 at 4 KiB, 1.0 and 0.90 at the end (md(4)).
+fn is_md(volume: &dyn ReadAt) -> bool {
+    const MAGIC: u32 = 0xa92b_4efc;
+    let size = volume.len();
+    let v1_0 = (size / 512).checked_sub(16).map(|sector| (sector & !7) * 512);
+    let v0_90 = (size & !0xffff).checked_sub(0x1_0000);
+    let v1 = [Some(0), Some(4096), v1_0].into_iter().flatten().any(|at| {
+        field(volume, at, le32) == Some(MAGIC) && field(volume, at.saturating_add(4), le32) == Some(1)
+    });
+    v1 || v0_90.is_some_and(|at| {
+        let magic = field(volume, at, le32);
+        magic == Some(MAGIC) || magic == Some(MAGIC.swap_bytes())
+    })
+}
+
+/// A ZFS label: uberblocks from 128 KiB on, at least 1 KiB each, in either byte order.
+fn is_zfs(volume: &dyn ReadAt) -> bool {
+    const MAGIC: u64 = 0x00ba_b10c;
+    let Ok(ring) = read_vec(volume, 128 << 10, 128 << 10) else {
+        return false;
+    };
+    let (slots, _) = ring.as_chunks::<1024>();
+    slots.iter().any(|slot| {
+        let magic = le64(slot, 0);
+        magic == Some(MAGIC) || magic == Some(MAGIC.swap_bytes())
+    })
+}
+
+/// FAT12, FAT16 and FAT32: the boot sector's mark, and the name that mkfs writes or a sane BIOS parameter block.
+fn is_fat(volume: &dyn ReadAt) -> bool {
+    if !has(volume, 510, b"\x55\xaa") {
+        return false;
+    }
+    let named = has(volume, 82, b"FAT32   ")
+        || [&b"FAT12   "[..], b"FAT16   ", b"FAT     "]
+            .iter()
+            .any(|name| has(volume, 54, name));
+    let Ok(boot) = read_vec(volume, 0, 512) else {
+        return false;
+    };
+    let sector = le16(&boot, 11).unwrap_or(0);
+    let cluster = boot.get(13).copied().unwrap_or(0);
+    named && sector.is_power_of_two() && (512..=4096).contains(&sector) && cluster.is_power_of_two()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A volume of 1 MiB with `bytes` at `at`.
+    fn with(at: usize, bytes: &[u8]) -> Vec<u8> {
+        let mut volume = vec![0; 1 << 20];
+        volume[at..at + bytes.len()].copy_from_slice(bytes);
+        volume
+    }
+
+    #[test]
+    fn each_mark_is_recognised_and_refused_by_name() {
+        let marks: &[(&str, usize, &[u8])] = &[
+            ("crypto_LUKS", 0, b"LUKS\xba\xbe\0\x02"),
+            ("linux_raid_member", 4096, b"\xfc\x4e\x2b\xa9\x01\0\0\0"),
+            ("linux_raid_member", (1 << 20) - 0x1_0000, b"\xfc\x4e\x2b\xa9"),
+            ("BitLocker", 3, b"-FVE-FS-"),
+            ("xfs", 0, b"XFSB"),
+            ("btrfs", 0x1_0040, b"_BHRfS_M"),
+            ("ntfs", 3, b"NTFS    "),
+            ("exfat", 3, b"EXFAT   "),
+            ("squashfs", 0, b"hsqs"),
+            ("erofs", 1024, b"\xe2\xe1\xf5\xe0"),
+            ("f2fs", 1024, b"\x10\x20\xf5\xf2"),
+            ("reiserfs", 65536 + 52, b"ReIsEr2Fs"),
+            ("jfs", 32768, b"JFS1"),
+            ("zfs_member", (128 << 10) + 4096, b"\x0c\xb1\xba\0\0\0\0\0"),
+            ("iso9660", 32769, b"CD001"),
+            ("swap", 4086, b"SWAPSPACE2"),
+        ];
+        for (name, at, bytes) in marks {
+            let volume = with(*at, bytes);
+            assert_eq!(recognise(&volume), Some(*name));
+            let Some(row) = FILESYSTEMS
+                .iter()
+                .find(|row| row.name == *name && row.open.is_none())
+            else {
+                continue;
+            };
+            let refused = open(Arc::new(volume)).err().expect("it is only recognised");
+            assert!(matches!(refused, Error::Unsupported { .. }));
+            assert_eq!(refused.to_string(), row.what);
+        }
+    }
+
+    #[test]
+    fn nothing_known_is_said_so() {
+        for len in [0, 1, 511, 1 << 20] {
+            assert_eq!(recognise(&vec![0; len]), None);
+            let refused = open(Arc::new(vec![0; len])).err().expect("nothing is there");
+            assert_eq!(refused.to_string(), "no filesystem that is known");
+        }
+    }
+
+    #[test]
+    fn names_are_unique() {
+        let mut names: Vec<&str> = FILESYSTEMS.iter().map(|row| row.name).collect();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), FILESYSTEMS.len());
+    }
 }

@@ -7,10 +7,10 @@ use crate::path::GuestPath;
 use crate::progress::Stage;
 use crate::store::{Digest, Store};
 use crate::tree::{Time, Xattrs};
+use crossbeam_channel::{Receiver, bounded};
 use sha2::Digest as _;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
-use std::sync::mpsc;
 
 /// The most entries of one layer.
 const MAX_ENTRIES: usize = 4_000_000;
@@ -26,8 +26,6 @@ const MAX_RATIO: u64 = 40_000;
 const MAX_HOLES: u64 = 1 << 40;
 /// Bytes at a time.
 const CHUNK: usize = 256 << 10;
-/// How many chunks are unpacked ahead of those that are read.
-const AHEAD: usize = 4;
 
 /// Where the content of a regular file lies in the plain tar.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -112,14 +110,17 @@ pub(crate) fn scan(layer: &Layer, keep: Option<&Store>, stage: &dyn Stage) -> Re
 }
 
 /// The listing and the diffID of a blob; the plain tar goes to `copy`.
-fn unpack<'a>(
+fn unpack(
     layer: &Layer,
     blob: &mut (dyn Read + Send),
-    copy: Option<(&'a File, &'a Store)>,
+    copy: Option<(&File, &Store)>,
     stage: &dyn Stage,
-    name: &'a str,
+    name: &str,
 ) -> Result<(Listing, Digest)> {
-    unpacked(blob, layer.size, stage, name, |mut plain| {
+    // One thread decompresses, this one hashes and lists.
+    std::thread::scope(|scope| {
+        let mut plain = Unpacked::new(blob, layer.size, stage, name)?;
+        plain.inner = Box::new(Ahead::start(scope, plain.inner));
         plain.copy = copy.map(|(file, store)| (SparseWriter::new(file), store));
         let listing = list(&mut plain, name)?;
         plain.drain()?;
@@ -130,59 +131,48 @@ fn unpack<'a>(
     })
 }
 
-/// Does `work` with the plain bytes of `blob`, a layer of `size` bytes called `name`, while another thread unpacks ahead of
-/// it. `stage` is told of the bytes of the blob.
-pub(crate) fn unpacked<'a, T>(
-    blob: &mut (dyn Read + Send),
-    size: u64,
-    stage: &dyn Stage,
-    name: &'a str,
-    work: impl FnOnce(Unpacked<'a>) -> Result<T>,
-) -> Result<T> {
-    let (full, chunks) = mpsc::sync_channel(AHEAD);
-    let (give_back, empty) = mpsc::channel();
-    std::thread::scope(|scope| {
+/// A reader whose bytes another thread reads ahead of it.
+struct Ahead {
+    parts: Receiver<std::io::Result<Vec<u8>>>,
+    part: Vec<u8>,
+    used: usize,
+}
+
+/// Parts that wait at most: with [`CHUNK`] the memory that reading ahead takes.
+const PARTS: usize = 8;
+
+impl Ahead {
+    fn start<'scope>(
+        scope: &'scope std::thread::Scope<'scope, '_>,
+        mut from: Box<dyn Read + Send + 'scope>,
+    ) -> Self {
+        let (send, parts) = bounded(PARTS);
         scope.spawn(move || {
-            let counted = Counted { inner: blob, stage };
-            let mut plain = match decoder(BufReader::with_capacity(CHUNK, counted), name) {
-                Ok(plain) => plain,
-                Err(e) => {
-                    let _ = full.send(Err(e.into_io()));
-                    return;
-                }
-            };
             loop {
-                let mut chunk: Vec<u8> = empty.try_recv().unwrap_or_default();
-                chunk.clear();
-                chunk.resize(CHUNK, 0);
-                let result = fill(&mut *plain, &mut chunk);
-                let last = !matches!(result, Ok(n) if n > 0);
-                let sent = full.send(result.map(|n| {
-                    chunk.truncate(n);
-                    chunk
-                }));
-                if last || sent.is_err() {
+                let mut part = vec![0; CHUNK];
+                let read = match fill(&mut *from, &mut part) {
+                    Ok(0) => return,
+                    Ok(n) => {
+                        part.truncate(n);
+                        Ok(part)
+                    }
+                    Err(e) => Err(e),
+                };
+                let last = read.is_err();
+                if send.send(read).is_err() || last {
                     return;
                 }
             }
         });
-        work(Unpacked {
-            ahead: Ahead {
-                chunks,
-                give_back,
-                chunk: Vec::new(),
-                at: 0,
-                ended: false,
-            },
-            hasher: sha2::Sha256::new(),
-            copy: None,
-            limit: Limit::of(size),
-            name,
-        })
-    })
+        Self {
+            parts,
+            part: Vec::new(),
+            used: 0,
+        }
+    }
 }
 
-/// Reads until `buf` is full or there is no more.
+/// Reads until `buf` is full or there is no more: a stream of tiny frames must not become a queue of tiny parts.
 fn fill(from: &mut dyn Read, buf: &mut [u8]) -> std::io::Result<usize> {
     let mut got = 0;
     while let Some(rest) = buf.get_mut(got..).filter(|r| !r.is_empty()) {
@@ -197,48 +187,29 @@ fn fill(from: &mut dyn Read, buf: &mut [u8]) -> std::io::Result<usize> {
     Ok(got)
 }
 
-/// What another thread unpacked.
-struct Ahead {
-    chunks: mpsc::Receiver<std::io::Result<Vec<u8>>>,
-    give_back: mpsc::Sender<Vec<u8>>,
-    chunk: Vec<u8>,
-    at: usize,
-    ended: bool,
-}
-
 impl Read for Ahead {
     fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {
-        while self.at >= self.chunk.len() {
-            if self.ended {
-                return Ok(0);
-            }
-            let _ = self.give_back.send(std::mem::take(&mut self.chunk));
-            self.at = 0;
-            match self.chunks.recv() {
-                Ok(Ok(chunk)) => {
-                    self.ended = chunk.is_empty();
-                    self.chunk = chunk;
-                }
-                Ok(Err(e)) => {
-                    self.ended = true;
-                    return Err(e);
-                }
-                Err(_) => self.ended = true,
-            }
+        if self.used >= self.part.len() {
+            // The channel closes at the end of the stream.
+            let Ok(part) = self.parts.recv() else { return Ok(0) };
+            (self.part, self.used) = (part?, 0);
         }
-        let rest = self.chunk.get(self.at..).unwrap_or_default();
+        let rest = self.part.get(self.used..).unwrap_or_default();
         let n = rest.len().min(buf.len());
         if let (Some(to), Some(from)) = (buf.get_mut(..n), rest.get(..n)) {
             to.copy_from_slice(from);
         }
-        self.at += n;
+        self.used += n;
         Ok(n)
     }
 }
 
 /// The plain bytes of `from`: gzip (any number of members), zstd (any number of frames, skippable ones too) or as they are.
 /// The first bytes decide, as they do for the engines, not the media type.
-pub(crate) fn decoder<'a>(mut from: impl BufRead + 'a, name: &str) -> Result<Box<dyn Read + 'a>> {
+pub(crate) fn decoder<'a>(
+    mut from: impl BufRead + Send + 'a,
+    name: &str,
+) -> Result<Box<dyn Read + Send + 'a>> {
     let failed = |e| Error::from_io(format!("reading {name}"), e);
     let start = loop {
         match from.fill_buf() {
@@ -303,14 +274,31 @@ impl Limit {
 
 /// The plain tar as it passes: hashed, counted, and copied if somebody wants it.
 pub(crate) struct Unpacked<'a> {
-    ahead: Ahead,
+    inner: Box<dyn Read + Send + 'a>,
     hasher: sha2::Sha256,
     copy: Option<(SparseWriter<'a>, &'a Store)>,
     limit: Limit,
     name: &'a str,
 }
 
-impl Unpacked<'_> {
+impl<'a> Unpacked<'a> {
+    /// Unpacks `blob`, a layer of `size` bytes called `name`; `stage` is told of the bytes of the blob.
+    pub(crate) fn new(
+        blob: &'a mut (dyn Read + Send),
+        size: u64,
+        stage: &'a dyn Stage,
+        name: &'a str,
+    ) -> Result<Self> {
+        let counted = Counted { inner: blob, stage };
+        Ok(Self {
+            inner: decoder(BufReader::with_capacity(CHUNK, counted), name)?,
+            hasher: sha2::Sha256::new(),
+            copy: None,
+            limit: Limit::of(size),
+            name,
+        })
+    }
+
     /// The digest of what was read: the diffID, if that was all.
     pub(crate) fn digest(&self) -> Digest {
         Digest::from_hasher(self.hasher.clone())
@@ -332,7 +320,7 @@ impl Unpacked<'_> {
 
 impl Read for Unpacked<'_> {
     fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {
-        let n = match self.ahead.read(buf) {
+        let n = match self.inner.read(buf) {
             Ok(n) => n,
             Err(e) if matches!(e.get_ref(), Some(inner) if inner.is::<Error>()) => return Err(e),
             Err(e) if e.kind() == std::io::ErrorKind::Interrupted => return Err(e),

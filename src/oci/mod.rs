@@ -292,6 +292,12 @@ impl Image {
         self.reference.to_string()
     }
 
+    /// The value of a label of the config.
+    pub fn label(&self, name: &str) -> Option<&str> {
+        let config = self.config.config().as_ref()?;
+        config.labels().as_ref()?.get(name).map(String::as_str)
+    }
+
     /// What it is for. The operating system is not Linux if this is `None`.
     pub fn platform(&self) -> Option<Platform> {
         (self.config.os().to_string() == "linux").then(|| Platform {

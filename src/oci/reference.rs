@@ -138,6 +138,14 @@ impl Reference {
             .hint("write oci:DIR[:TAG], oci-archive:FILE[:REF], docker-archive:FILE[:REF] or docker://REF"))
     }
 
+    /// The name in a registry, for an image of one.
+    pub fn registry_name(&self) -> Option<String> {
+        match self {
+            Self::Registry(name) => Some(name.to_string()),
+            _ => None,
+        }
+    }
+
     /// As [`Reference::parse`]; a name without a transport is one of a registry, as in `debian:12`.
     ///
     /// # Errors

@@ -203,12 +203,12 @@ pub(crate) fn docker(path: &Path, name: Option<&str>, image: &NewImage, stage: &
 fn plain_layer(tar: &mut TarFile, name: &str, layer: &super::Layer, stage: &dyn Stage) -> Result<()> {
     let what = format!("layer {}", layer.digest);
     let mut blob = layer.open()?;
-    let result = super::layer::unpacked(&mut blob, layer.size, stage, &what, |mut plain| {
-        tar.stream(name, &mut plain)?;
-        Ok(plain.digest())
-    });
+    let mut plain = super::layer::Unpacked::new(&mut blob, layer.size, stage, &what)?;
+    let result = tar.stream(name, &mut plain);
+    let diff_id = plain.digest();
+    drop(plain);
     blob.finish()?;
-    let diff_id = result?;
+    result?;
     if diff_id != layer.diff_id {
         return Err(Error::corrupt(
             format!(

@@ -1,6 +1,10 @@
 //! Where a tree of files comes from: disks, directories, images.
 
+pub mod directory;
+pub mod fstab;
 pub mod image;
+pub mod machine;
+pub mod memory;
 
 use crate::error::Result;
 use crate::read_at::ReadAt;

@@ -6,7 +6,16 @@
     reason = "a test fails by panicking"
 )]
 
-#[allow(dead_code, reason = "helpers for the modules that follow")]
-mod support;
-
+mod directory;
+mod disk;
+mod e2e;
+mod ext4;
+mod gate;
+mod inventory;
+#[allow(dead_code, reason = "shared by the modules beside it")]
+mod kernel;
+mod machine;
 mod oci;
+#[allow(dead_code, reason = "shared by the modules beside it")]
+mod support;
+mod volume;

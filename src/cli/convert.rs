@@ -1,0 +1,334 @@
+//! `vm2k convert`: a machine becomes an image.
+
+use super::{Common, target, text, ui::Ui};
+use crate::convert::{BaseChoice, BuiltLayer, Machine, Options, Prepared, assemble, build, prepare};
+use crate::error::{Error, code};
+use crate::layer::Settings;
+use crate::layer::compress::Compression;
+use crate::oci::{self, NewImage, Output};
+use crate::plan::document::Document;
+use crate::plan::rules::Profile;
+use crate::source::Source;
+use crate::store::Store;
+use anyhow::Context;
+use clap::{Args, ValueEnum};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// What decides about an image; `plan` takes the same.
+#[derive(Debug, Args)]
+pub(super) struct Decisions {
+    /// The machine: a disk file, several disks of one machine (disk1.qcow2+disk2.qcow2), or dir:PATH
+    pub(super) target: String,
+    /// The base image: auto, none, or an image such as oci:DIR:TAG or docker.io/library/debian:12
+    #[arg(long, default_value = "auto", value_name = "IMAGE")]
+    base: String,
+    /// How much of the machine goes in
+    #[arg(long, value_enum, default_value_t)]
+    profile: ProfileArgument,
+    /// Keep what a rule would leave out: a glob of paths, as in '/var/log/app/**'
+    #[arg(long, value_name = "GLOB")]
+    keep: Vec<String>,
+    /// Leave out more
+    #[arg(long, value_name = "GLOB")]
+    drop: Vec<String>,
+    /// The service that the container runs, by the name of its unit
+    #[arg(long = "service", value_name = "NAME")]
+    services: Vec<String>,
+    /// Put secrets of this rule into the image all the same (`all`: of every rule)
+    #[arg(long, value_name = "RULE")]
+    allow_secrets: Vec<String>,
+}
+
+/// See [`Profile`].
+#[derive(Debug, Clone, Copy, ValueEnum, Default)]
+pub(super) enum ProfileArgument {
+    /// All but what cannot be in an image, identity and secrets
+    Faithful,
+    /// Also without kernel, boot loader, firmware, caches, logs and temporary files
+    #[default]
+    Container,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Arguments {
+    #[command(flatten)]
+    decisions: Decisions,
+    /// Where the image goes: oci:DIR[:TAG], oci-archive:FILE[:REF] or docker-archive:FILE[:REF]; may be repeated
+    /// [default: oci-archive:./<hostname>.tar]
+    #[arg(long, short, value_name = "OUTPUT")]
+    output: Vec<String>,
+    /// A plan that `vm2k plan` wrote and a person edited
+    #[arg(long, value_name = "FILE")]
+    plan: Option<PathBuf>,
+    /// Print the plan and make nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// How layers are compressed: zstd[:1-19], gzip[:1-9] or none
+    #[arg(long, default_value_t, value_name = "METHOD")]
+    compress: Compression,
+    /// The result as one JSON document on stdout
+    #[arg(long)]
+    json: bool,
+    /// Write the same document to a file
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
+}
+
+/// The `schema` of the report.
+const SCHEMA: &str = "vm2k.convert/1";
+
+impl Decisions {
+    /// The options that these arguments mean.
+    pub(super) fn options(
+        &self,
+        common: &Common,
+        store: &Arc<Store>,
+        plan: Option<Document>,
+        compression: Compression,
+    ) -> anyhow::Result<Options> {
+        let base = match self.base.as_str() {
+            "auto" => BaseChoice::Auto,
+            "none" => BaseChoice::None,
+            image => BaseChoice::Image(oci::Reference::parse_base(image)?),
+        };
+        let profile = match self.profile {
+            ProfileArgument::Faithful => Profile::Faithful,
+            ProfileArgument::Container => Profile::Container,
+        };
+        Ok(Options {
+            base,
+            profile,
+            keep: self.keep.clone(),
+            drop: self.drop.clone(),
+            allow_secrets: self.allow_secrets.clone(),
+            services: self.services.clone(),
+            plan,
+            layers: Settings {
+                compression,
+                jobs: common.jobs(),
+                clamp: source_date_epoch()?,
+            },
+            images: target::image_options(common, store),
+        })
+    }
+}
+
+/// SOURCE_DATE_EPOCH of reproducible-builds.org, in seconds.
+fn source_date_epoch() -> anyhow::Result<Option<i64>> {
+    match std::env::var("SOURCE_DATE_EPOCH") {
+        Err(_) => Ok(None),
+        Ok(text) => match text.trim().parse() {
+            Ok(seconds) => Ok(Some(seconds)),
+            Err(_) => Err(Error::usage(format!(
+                "SOURCE_DATE_EPOCH is {text:?}, which is no number of seconds"
+            ))
+            .into()),
+        },
+    }
+}
+
+pub(super) fn run(common: &Common, arguments: &Arguments, ui: &Ui) -> anyhow::Result<u8> {
+    let edited = match &arguments.plan {
+        Some(path) => {
+            let text =
+                std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
+            Some(Document::from_yaml(&text).with_context(|| format!("reading {}", path.display()))?)
+        }
+        None => None,
+    };
+    // What can be wrong with the words is found before the machine is read.
+    let outputs = arguments
+        .output
+        .iter()
+        .map(|o| Output::parse(o))
+        .collect::<Result<Vec<_>, _>>()?;
+    let store = target::store(common)?;
+    let options = arguments
+        .decisions
+        .options(common, &store, edited, arguments.compress)?;
+    let distros = target::distros(common)?;
+    let opened = target::open_machine(common, &arguments.decisions.target, ui)?;
+    let machine = Machine {
+        source: &*opened.source,
+        identity: opened.identity.as_deref(),
+    };
+    let mut prepared = prepare(machine, &options, &store, &distros, ui)?;
+    if arguments.dry_run {
+        print!("{}", prepared.document.to_yaml()?);
+        return Ok(code::DONE);
+    }
+    let outputs = match outputs.is_empty() {
+        true => vec![default_output(&prepared)?],
+        false => outputs,
+    };
+    let linked = outputs.iter().any(|o| matches!(o, Output::Layout { .. }));
+    let layers = build(machine, &mut prepared, &options.layers, linked, &store, ui)?;
+    let image = assemble(&prepared, &layers, &options.layers, &store)?;
+    let mut written = Vec::new();
+    for output in &outputs {
+        written.push(oci::write(output, &image, ui)?);
+    }
+    let report = report(&prepared, &layers, &image, &outputs, &*opened.source);
+    if let Some(path) = &arguments.report {
+        let mut json = serde_json::to_vec_pretty(&report)?;
+        json.push(b'\n');
+        std::fs::write(path, json).with_context(|| format!("writing {}", path.display()))?;
+    }
+    if arguments.json {
+        println!("{}", serde_json::to_string_pretty(&report)?);
+    } else {
+        print!("{}", table(&prepared, &layers, &outputs, &*opened.source));
+    }
+    let clean = opened.source.problems().is_empty() && prepared.plan.unsaid.is_empty();
+    Ok(if clean { code::DONE } else { code::DIFFERS })
+}
+
+/// `oci-archive:./<hostname>.tar`.
+fn default_output(prepared: &Prepared) -> anyhow::Result<Output> {
+    let plain = |c: char| {
+        if c.is_ascii_alphanumeric() || "-_.".contains(c) {
+            c
+        } else {
+            '-'
+        }
+    };
+    let name: String = prepared
+        .inventory
+        .hostname
+        .as_deref()
+        .unwrap_or("machine")
+        .chars()
+        .map(plain)
+        .collect();
+    let name = name.trim_matches(['.', '-']).to_ascii_lowercase();
+    let name = if name.is_empty() { "machine" } else { &name };
+    Ok(Output::parse(&format!("oci-archive:./{name}.tar:{name}:latest"))?)
+}
+
+/// The result for machines; the fields are a contract.
+fn report(
+    prepared: &Prepared,
+    layers: &[BuiltLayer],
+    image: &NewImage,
+    outputs: &[Output],
+    source: &dyn Source,
+) -> serde_json::Value {
+    let document = &prepared.document;
+    let left_out: Vec<_> = prepared
+        .plan
+        .left_out
+        .iter()
+        .map(|(path, rule)| serde_json::json!({ "path": path.to_string(), "rule": rule }))
+        .collect();
+    let problems: Vec<_> = source
+        .problems()
+        .iter()
+        .map(|p| serde_json::json!({ "path": p.path.to_string(), "what": p.what }))
+        .collect();
+    serde_json::json!({
+        "schema": SCHEMA,
+        "machine": document.machine.name,
+        "base": document.base,
+        "profile": document.profile,
+        "outputs": outputs.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "manifest": image.digest().to_string(),
+        "config": document.config,
+        "layers": layers.iter().map(|l| serde_json::json!({
+            "name": l.name, "digest": l.digest, "size": l.size, "diff_id": l.diff_id, "tar_size": l.tar_size, "reused": l.reused,
+        })).collect::<Vec<_>>(),
+        "unchanged": document.unchanged,
+        "left_out": left_out,
+        "rewritten": document.rewritten,
+        "unsaid": document.unsaid,
+        "problems": problems,
+    })
+}
+
+/// What went where, for people.
+fn table(prepared: &Prepared, layers: &[BuiltLayer], outputs: &[Output], source: &dyn Source) -> String {
+    let document = &prepared.document;
+    let mut out = String::new();
+    let mut line = |text: String| {
+        out.push_str(&text);
+        out.push('\n');
+    };
+    line(format!(
+        "{} -> {}",
+        document.machine.name,
+        outputs
+            .iter()
+            .map(ToString::to_string)
+            .collect::<Vec<_>>()
+            .join(", ")
+    ));
+    let mut layers_table = text::table(&["layer", "entries", "files", "compressed", ""], &[1, 2, 3]);
+    if let Some(base) = &prepared.base {
+        let size = base.source.image().layers.iter().map(|l| l.size).sum();
+        let what = format!("{} ({})", base.reference.reference, base.reference.reason);
+        layers_table.add_row([
+            "base",
+            &text::count(document.unchanged as usize),
+            "",
+            &text::bytes(size),
+            &what,
+        ]);
+    }
+    for (plan, layer) in document.layers.iter().zip(layers) {
+        let what = match plan.packages.len() {
+            0 => format!(
+                "{} added, {} changed, {} deleted",
+                plan.added, plan.changed, plan.deleted
+            ),
+            n => format!(
+                "{} packages that the base lacks or has in another version",
+                text::count(n)
+            ),
+        };
+        let reused = if layer.reused {
+            format!("{what}; from the store")
+        } else {
+            what
+        };
+        let entries = (plan.added + plan.changed + plan.deleted) as usize;
+        layers_table.add_row([
+            &layer.name,
+            &text::count(entries),
+            &text::bytes(plan.bytes),
+            &text::bytes(layer.size),
+            &reused,
+        ]);
+    }
+    line(layers_table.trim_fmt());
+    if !document.left_out.is_empty() {
+        let mut rules = text::table(&["left out", "files", "bytes", "why"], &[1, 2]);
+        for group in &document.left_out {
+            rules.add_row([
+                &group.rule,
+                &text::count(group.files as usize),
+                &text::bytes(group.bytes),
+                &group.why,
+            ]);
+        }
+        line(String::new());
+        line(rules.trim_fmt());
+    }
+    for file in &document.rewritten {
+        line(format!("rewritten: {} ({})", file.path, file.rule));
+    }
+    for unsaid in &document.unsaid {
+        line(format!("not in the image: {unsaid}"));
+    }
+    for problem in source.problems() {
+        line(format!(
+            "not read: {}: {}",
+            problem.path,
+            crate::error::Escaped(problem.what.as_bytes())
+        ));
+    }
+    if let Some(output) = outputs.first() {
+        line(String::new());
+        line(format!("next: vm2k verify {} {output}", document.machine.name));
+    }
+    out
+}

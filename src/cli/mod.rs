@@ -1,0 +1,147 @@
+//! The command line: one file a subcommand; arguments become options, one library call, and what it returns is printed.
+//!
+//! stdout carries the result, stderr progress, warnings and errors. One table of arguments stands behind the parser, the
+//! help, the man pages and the completions.
+
+mod cat;
+mod convert;
+mod diff;
+mod ls;
+mod pages;
+mod plan;
+mod scan;
+mod target;
+mod text;
+mod ui;
+mod verify;
+
+use crate::error::{code, exit_code, report};
+use clap::{Args, Parser, Subcommand};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+const EXAMPLES: &str = "\
+Examples:
+  vm2k scan disk.qcow2                            what is in the machine
+  vm2k convert disk.qcow2                         make ./<hostname>.tar, which docker, podman and skopeo load
+  vm2k convert disk.qcow2 --base oci:debian12 -o oci:images:web
+  vm2k verify disk.qcow2 oci-archive:web.tar      compare every file of machine and image
+
+TARGET is a disk file (several disks of one machine: disk1.qcow2+disk2.qcow2) or dir:PATH; ls, cat and diff also take images.
+IMAGE is oci:DIR[:TAG], oci-archive:FILE[:REF], docker-archive:FILE[:REF] or docker://REF.
+
+Exit codes: 0 done; 1 failed; 2 wrong usage; 3 done, but something was skipped or differs and is listed; 4 refused by a gate;
+5 input corrupt; 6 input not supported; 7 network or host failed; 130 interrupted.";
+
+/// Turns a virtual machine into a container image, without root, mount or daemon, and proves the result.
+#[derive(Debug, Parser)]
+#[command(name = "vm2k", version, after_help = EXAMPLES, max_term_width = 120)]
+pub struct Cli {
+    #[command(flatten)]
+    common: Common,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// Options of every subcommand.
+#[derive(Debug, Args)]
+struct Common {
+    /// Where base images and results of earlier conversions are kept [default: ~/.local/share/vm2k]
+    #[arg(long, global = true, value_name = "DIR", env = "VM2K_STORE")]
+    store: Option<PathBuf>,
+    /// Threads to use [default: one for each core]
+    #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
+    jobs: Option<u16>,
+    /// No progress and no warnings on stderr
+    #[arg(long, short, global = true)]
+    quiet: bool,
+    /// More about what was found and decided, on stderr
+    #[arg(long, short, global = true)]
+    verbose: bool,
+    /// Allow disk images to name backing and data files in this directory too
+    #[arg(long, global = true, value_name = "DIR")]
+    allow_backing: Vec<PathBuf>,
+    /// Which filesystem is the machine's root, where there are several: a device as `vm2k ls` names it, a UUID or a label
+    #[arg(long, global = true, value_name = "DEVICE")]
+    root: Option<String>,
+    /// More descriptions of distributions, besides the built-in ones
+    #[arg(long, global = true, value_name = "DIR")]
+    distros: Option<PathBuf>,
+    /// Use no network
+    #[arg(long, global = true)]
+    offline: bool,
+}
+
+impl Common {
+    fn jobs(&self) -> usize {
+        self.jobs.map_or_else(crate::jobs::default_jobs, usize::from)
+    }
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Show what is in a machine, and how fit it is for a container
+    Scan(scan::Arguments),
+    /// Make a container image of a machine
+    Convert(convert::Arguments),
+    /// Compare machine and image file by file
+    Verify(verify::Arguments),
+    /// Compare any two machines, directories or images, both ways
+    Diff(diff::Arguments),
+    /// List the files of a machine, an image or a bare filesystem
+    Ls(ls::Arguments),
+    /// Write one file's bytes to stdout
+    Cat(cat::Arguments),
+    /// Show what convert would do, as YAML to edit and to give back with `convert --plan`
+    Plan(plan::Arguments),
+    /// Print the completions of a shell
+    Completions(pages::CompletionArguments),
+    /// Write the man pages into a directory
+    Man(pages::ManArguments),
+}
+
+/// Runs the program with the process's arguments and says how it went.
+pub fn run() -> ExitCode {
+    let cli = Cli::parse();
+    ui::clean_up_on_signals();
+    let ui = ui::Ui::new(cli.common.quiet, cli.common.verbose);
+    let result = match &cli.command {
+        Command::Scan(arguments) => scan::run(&cli.common, arguments, &ui),
+        Command::Convert(arguments) => convert::run(&cli.common, arguments, &ui),
+        Command::Verify(arguments) => verify::run(&cli.common, arguments, &ui),
+        Command::Diff(arguments) => diff::run(&cli.common, arguments, &ui),
+        Command::Ls(arguments) => ls::run(&cli.common, arguments, &ui),
+        Command::Cat(arguments) => cat::run(&cli.common, arguments, &ui),
+        Command::Plan(arguments) => plan::run(&cli.common, arguments, &ui),
+        Command::Completions(arguments) => pages::completions(arguments),
+        Command::Man(arguments) => pages::man(arguments),
+    };
+    ui.finish();
+    match result {
+        Ok(code) => ExitCode::from(code),
+        // A reader that has seen enough (`| head`) is no failure.
+        Err(error) if is_broken_pipe(&error) => ExitCode::from(code::DONE),
+        Err(error) => {
+            eprint!("{}", report(&error));
+            ExitCode::from(exit_code(&error))
+        }
+    }
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error.chain().any(|e| {
+        e.downcast_ref::<std::io::Error>()
+            .is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_table_of_arguments_is_sound() {
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,601 @@
+//! The pipeline from a machine to an image, one step a line: [`prepare`] decides, [`build`] makes.
+
+use crate::arch::Arch;
+use crate::diff::{ContentHash, Known, Side, compare};
+use crate::distro::Distros;
+use crate::error::{Error, Result};
+use crate::inventory::{self, Inventory, ServiceChoice};
+use crate::layer::{self, Material, Settings};
+use crate::oci::{self, NewConfig, NewHistory, NewImage, Platform};
+use crate::path::GuestPath;
+use crate::pkgdb;
+use crate::plan::document::{self, BaseRef, ConfigDoc, Document, MachineRef};
+use crate::plan::note::{LABEL, Note};
+use crate::plan::rules::{Profile, Rules};
+use crate::plan::{Facts, PackageFact, Plan, image_tree, make, redact};
+use crate::progress::Progress;
+use crate::source::Source;
+use crate::source::image::{ImageOptions, ImageSource};
+use crate::store::{Digest, Store};
+use crate::tree::{FileId, Tree};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
+
+/// Which base image to build on.
+#[derive(Debug, Clone, Default)]
+pub enum BaseChoice {
+    /// The one that the distribution's data names for this machine.
+    #[default]
+    Auto,
+    /// None: the image holds everything itself.
+    None,
+    /// This one.
+    Image(oci::Reference),
+}
+
+/// What the user asks for.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The base image.
+    pub base: BaseChoice,
+    /// How much of the machine goes in.
+    pub profile: Profile,
+    /// Globs that keep what a rule would leave out.
+    pub keep: Vec<String>,
+    /// Globs that leave out more.
+    pub drop: Vec<String>,
+    /// Rules of secrets that may go into the image; `all` for every one.
+    pub allow_secrets: Vec<String>,
+    /// Services that the container runs.
+    pub services: Vec<String>,
+    /// An edited plan, which decides instead of rules.
+    pub plan: Option<Document>,
+    /// How layers are written.
+    pub layers: Settings,
+    /// How images are opened.
+    pub images: oci::OpenOptions,
+}
+
+impl Options {
+    fn allows(&self, rule: &str) -> bool {
+        self.allow_secrets.iter().any(|r| r == rule || r == "all")
+    }
+}
+
+/// A machine, and what is known of its contents without reading them.
+#[derive(Clone, Copy)]
+pub struct Machine<'a> {
+    /// The files.
+    pub source: &'a dyn Source,
+    /// Names the bytes that the source reads, if a later run can tell that they are the same (`source::machine`).
+    pub identity: Option<&'a str>,
+}
+
+/// The base image of a conversion.
+pub struct Base {
+    /// Its files, with manifest, config and layers.
+    pub source: ImageSource,
+    /// Which, and why.
+    pub reference: BaseRef,
+}
+
+/// Everything that is decided before the first byte is written.
+pub struct Prepared {
+    /// What the machine is.
+    pub inventory: Inventory,
+    /// What the image builds on.
+    pub base: Option<Base>,
+    /// Every decision.
+    pub plan: Plan,
+    /// The same for people.
+    pub document: Document,
+    /// The tree that the image will show.
+    pub image: Tree,
+    /// Hashes of the machine's contents, as far as they are known.
+    known: Known,
+}
+
+/// Looks at the machine, finds its base, compares the two, and plans.
+///
+/// # Errors
+/// If the machine has no operating system, no base image is known for it, or one of them cannot be read.
+pub fn prepare(
+    machine: Machine<'_>,
+    options: &Options,
+    store: &Arc<Store>,
+    distros: &Distros,
+    progress: &dyn Progress,
+) -> anyhow::Result<Prepared> {
+    let source = machine.source;
+    let inventory = inventory::take(source, distros)?;
+    let base = find_base(&inventory, options, store, distros, progress)?;
+    let nothing = Tree::new(Vec::new());
+    let base_tree = base.as_ref().map_or(&nothing, |b| b.source.tree());
+    let mut known = remembered(machine, store);
+    let diff = match &base {
+        Some(base) => {
+            let hashes = known_contents(&base.source);
+            let (diff, new) = compare(
+                Side {
+                    source: &base.source,
+                    known: &hashes,
+                },
+                Side {
+                    source,
+                    known: &known,
+                },
+                options.layers.jobs,
+                progress,
+            );
+            known.extend(new);
+            diff
+        }
+        None => crate::diff::Diff::default(),
+    };
+    let rules = Rules::new(options.profile, &options.keep, &options.drop)?;
+    let tree = document::tree_id(source.tree());
+    let left_out = match &options.plan {
+        Some(edited) => {
+            check_fits(edited, &tree, base.as_ref())?;
+            edited.left_out(&rules.unsayable(source.tree()))?
+        }
+        None => with_secrets(rules.left_out(source.tree()), &inventory, options),
+    };
+    let rewritten = match options.allows(redact::RULE) {
+        true => BTreeMap::new(),
+        false => redact::password_files(source)?,
+    };
+    let listed = inventory.packages.as_deref().unwrap_or_default();
+    let packages = package_facts(listed, base.as_ref(), options.plan.as_ref(), store)?;
+    let owners = pkgdb::owners(source.tree(), listed);
+    let own: HashSet<GuestPath> = pkgdb::changed_conffiles(source, listed)?.into_iter().collect();
+    let plan = make(Facts {
+        machine: source.tree(),
+        base: base_tree,
+        diff: &diff,
+        left_out,
+        ignored: &|path| rules.ignored(path),
+        rewritten,
+        owner: &|path| {
+            owners
+                .of(path)
+                .iter()
+                .copied()
+                .max_by_key(|i| packages.get(*i).map(|p| !p.in_layer))
+        },
+        packages: &packages,
+        own: &own,
+    });
+    let findings = crate::plan::check(&plan, source.tree(), base_tree, &|path| rules.ignored(path));
+    if let Some(first) = findings.first() {
+        let count = findings.len();
+        return Err(Error::unsupported(format!(
+            "the plan would not give the machine back in {count} places: {first}"
+        ))
+        .hint("this is a fault of vm2k: please report it with the output of `vm2k plan`")
+        .into());
+    }
+    let (image, _) = image_tree(source.tree(), &plan.left_out, &plan.rewritten);
+    let document = Document {
+        schema: document::SCHEMA.into(),
+        machine: MachineRef {
+            name: source.name(),
+            tree,
+        },
+        base: base.as_ref().map(|b| b.reference.clone()),
+        profile: options.plan.as_ref().map_or(options.profile, |p| p.profile),
+        config: match &options.plan {
+            Some(edited) => edited.config.clone(),
+            None => config(&inventory, base.as_ref(), options)?,
+        },
+        left_out: document::left_out(&plan.left_out, source.tree(), &rules),
+        rewritten: document::rewritten(&plan.rewritten),
+        unsaid: plan
+            .unsaid
+            .iter()
+            .map(|(path, why)| format!("{path}: {why}"))
+            .collect(),
+        unchanged: plan.unchanged as u64,
+        layers: document::layers(&plan, &image),
+    };
+    Ok(Prepared {
+        inventory,
+        base,
+        plan,
+        document,
+        image,
+        known,
+    })
+}
+
+/// Opens the base image that the options or the distribution's data name.
+fn find_base(
+    inventory: &Inventory,
+    options: &Options,
+    store: &Arc<Store>,
+    distros: &Distros,
+    progress: &dyn Progress,
+) -> anyhow::Result<Option<Base>> {
+    let (reference, reason) = match (&options.base, &options.plan) {
+        (_, Some(Document { base: Some(base), .. })) => {
+            (oci::Reference::parse(&base.reference)?, base.reason.clone())
+        }
+        (BaseChoice::None, _) | (_, Some(_)) => return Ok(None),
+        (BaseChoice::Image(reference), _) => (reference.clone(), "--base names it".to_owned()),
+        (BaseChoice::Auto, None) => {
+            let found = distros.base_for(&inventory.os);
+            let Some(reference) = found.reference else {
+                return Err(
+                    Error::unsupported(format!("no base image is known: {}", found.reason))
+                        .hint("name one with --base IMAGE, or use --base none")
+                        .into(),
+                );
+            };
+            (oci::Reference::parse_base(&reference)?, found.reason)
+        }
+    };
+    let mut open = options.images.clone();
+    open.platform = inventory.os.arch.map(platform);
+    let image = oci::open(&reference, &open, progress)?;
+    let digest = image.manifest_digest.to_string();
+    let source = ImageSource::open(image, Arc::clone(store), ImageOptions::default(), progress)?;
+    Ok(Some(Base {
+        source,
+        reference: BaseRef {
+            reference: reference.to_string(),
+            digest,
+            reason,
+        },
+    }))
+}
+
+fn platform(arch: Arch) -> Platform {
+    Platform {
+        architecture: arch.architecture.to_owned(),
+        variant: arch.variant.map(str::to_owned),
+    }
+}
+
+/// The content hashes of all files of an image: they are known without reading.
+pub fn known_contents(image: &ImageSource) -> Known {
+    let files = image.tree().iter().filter(|(_, node)| node.is_file());
+    files
+        .filter_map(|(_, node)| Some((node.id, image.content_hash(node.id)?)))
+        .collect()
+}
+
+/// An edited plan fits only the machine and the base that it was made for.
+fn check_fits(edited: &Document, tree: &str, base: Option<&Base>) -> Result<()> {
+    let stale = |what: &str| {
+        Err(Error::refused(format!("{what} changed since the plan was made"))
+            .hint("make a new one with `vm2k plan`"))
+    };
+    if edited.machine.tree != tree {
+        return stale("the machine");
+    }
+    if edited.base.as_ref().map(|b| b.digest.as_str()) != base.map(|b| b.reference.digest.as_str()) {
+        return stale("the base image");
+    }
+    Ok(())
+}
+
+/// Adds the secrets that may not go into an image to what the rules leave out.
+fn with_secrets(
+    left_out: Vec<(GuestPath, String)>,
+    inventory: &Inventory,
+    options: &Options,
+) -> Vec<(GuestPath, String)> {
+    let mut all: BTreeMap<GuestPath, String> = left_out.into_iter().collect();
+    for secret in inventory
+        .secrets
+        .iter()
+        .filter(|s| !options.allows(&s.rule) && !redact::handles(&s.path))
+    {
+        let mut up = Some(secret.path.clone());
+        let covered = std::iter::from_fn(|| {
+            let at = up.take()?;
+            up = at.parent();
+            Some(at)
+        })
+        .any(|p| all.contains_key(&p));
+        if !covered {
+            all.insert(secret.path.clone(), format!("secret:{}", secret.rule));
+        }
+    }
+    all.into_iter().collect()
+}
+
+/// The name of the cache of the labels of a base image's packages.
+const BASE_PACKAGES: &str = "base-packages-1";
+
+/// The labels of the base's packages, remembered by the digest of its manifest.
+fn base_packages(base: &Base, store: &Store) -> anyhow::Result<HashSet<String>> {
+    if let Some(labels) = store.cache_get(BASE_PACKAGES, &base.reference.digest) {
+        return Ok(serde_json::from_slice(&labels)?);
+    }
+    let labels: HashSet<String> = match pkgdb::read(&base.source, None)? {
+        Some((_, listing)) => listing.packages.iter().map(label).collect(),
+        None => HashSet::new(),
+    };
+    store.cache_put(
+        BASE_PACKAGES,
+        &base.reference.digest,
+        &serde_json::to_vec(&labels)?,
+    )?;
+    Ok(labels)
+}
+
+/// Which packages get a place in the package layer: those that the base lacks or has in another version.
+fn package_facts(
+    packages: &[pkgdb::Package],
+    base: Option<&Base>,
+    edited: Option<&Document>,
+    store: &Store,
+) -> anyhow::Result<Vec<PackageFact>> {
+    let in_base = match base {
+        Some(base) => base_packages(base, store)?,
+        None => HashSet::new(),
+    };
+    let chosen = edited.map(Document::packages);
+    let fact = |package: &pkgdb::Package| {
+        let label = label(package);
+        let wanted = chosen.as_ref().is_none_or(|c| c.contains(label.as_str()));
+        PackageFact {
+            in_layer: wanted && !in_base.contains(&label),
+            label,
+        }
+    };
+    Ok(packages.iter().map(fact).collect())
+}
+
+/// Name, version and architecture as people write them.
+fn label(package: &pkgdb::Package) -> String {
+    let arch = package.arch.as_deref().unwrap_or("");
+    format!("{} {} {arch}", package.name, package.full_version())
+        .trim_end()
+        .to_owned()
+}
+
+/// What the container runs: a service of the machine, else what the base image runs.
+fn config(inventory: &Inventory, base: Option<&Base>, options: &Options) -> Result<ConfigDoc> {
+    let service = match options.services.as_slice() {
+        [] => inventory::default_service(inventory),
+        [name] => Some(inventory::service(inventory, name)?),
+        _ => {
+            return Err(
+                Error::usage("an image runs one service, and --service names several")
+                    .hint("make an image for each of them"),
+            );
+        }
+    };
+    let base = base.and_then(|b| b.source.image().config.config().clone());
+    let inherited = base.as_ref();
+    let env = match inherited.and_then(|c| c.env().clone()) {
+        Some(env) => env,
+        None => vec!["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".to_owned()],
+    };
+    if let Some(ServiceChoice {
+        cmd,
+        user,
+        working_directory,
+        env: own,
+        ..
+    }) = service
+    {
+        return Ok(ConfigDoc {
+            entrypoint: Vec::new(),
+            cmd,
+            env: env.into_iter().chain(own).collect(),
+            user: user.unwrap_or_default(),
+            working_dir: working_directory.unwrap_or_default(),
+        });
+    }
+    let entrypoint = inherited.and_then(|c| c.entrypoint().clone()).unwrap_or_default();
+    let cmd = inherited.and_then(|c| c.cmd().clone()).unwrap_or_default();
+    let cmd = if cmd.is_empty() && entrypoint.is_empty() {
+        vec![inventory.shell.clone()]
+    } else {
+        cmd
+    };
+    Ok(ConfigDoc {
+        entrypoint,
+        cmd,
+        env,
+        user: inherited.and_then(|c| c.user().clone()).unwrap_or_default(),
+        working_dir: inherited
+            .and_then(|c| c.working_dir().clone())
+            .unwrap_or_default(),
+    })
+}
+
+/// The image of a plan and its layers: config and manifest with equal bytes for equal input.
+///
+/// # Errors
+/// If the base's config is broken.
+pub fn assemble(
+    prepared: &Prepared,
+    layers: &[BuiltLayer],
+    settings: &Settings,
+    store: &Arc<Store>,
+) -> anyhow::Result<NewImage> {
+    let base = prepared.base.as_ref();
+    let os = &prepared.inventory.os;
+    let config = &prepared.document.config;
+    let arch = os
+        .arch
+        .map(platform)
+        .or_else(|| base.and_then(|b| b.source.image().platform()));
+    let arch = arch.ok_or_else(|| {
+        Error::unsupported("the machine's architecture cannot be told from its programs")
+            .hint("use a base image: its architecture is taken")
+    })?;
+    let mut labels = BTreeMap::from([(
+        LABEL.to_owned(),
+        Note::new(&prepared.plan, settings.clamp).encode()?,
+    )]);
+    let mut label = |key: &str, value: Option<&str>| {
+        if let Some(value) = value {
+            labels.insert(format!("org.opencontainers.image.{key}"), value.to_owned());
+        }
+    };
+    label("title", prepared.inventory.hostname.as_deref());
+    label("version", os.version_id.as_deref());
+    label(
+        "base.name",
+        base.and_then(|b| b.source.image().reference.registry_name())
+            .as_deref(),
+    );
+    label("base.digest", base.map(|b| b.reference.digest.as_str()));
+    let description = format!("{} from a machine, by vm2k", os.describe());
+    label("description", Some(&description));
+    let history = |layer: &BuiltLayer| NewHistory {
+        diff_id: layer.diff_id,
+        created_by: format!("vm2k convert: {}", layer.name),
+        comment: String::new(),
+    };
+    let new = NewConfig {
+        architecture: arch.architecture,
+        variant: arch.variant,
+        created: settings.clamp.unwrap_or(0),
+        env: config.env.clone(),
+        entrypoint: Some(config.entrypoint.clone()),
+        cmd: Some(config.cmd.clone()),
+        user: Some(config.user.clone()),
+        working_dir: Some(config.working_dir.clone()),
+        labels,
+        layers: layers.iter().map(history).collect(),
+        ..NewConfig::default()
+    };
+    let bytes = oci::image_config(base.map(|b| b.source.image()), &new)?;
+    let mut all: Vec<oci::Layer> = base.map(|b| b.source.image().layers.clone()).unwrap_or_default();
+    all.extend(layers.iter().map(|layer| oci::Layer {
+        digest: layer.digest,
+        size: layer.size,
+        media_type: settings.compression.media_type().to_owned(),
+        diff_id: layer.diff_id,
+        annotations: BTreeMap::new(),
+        source: oci::BlobSource::Store(Arc::clone(store)),
+    }));
+    Ok(NewImage::new(bytes, all)?)
+}
+
+/// The name of the cache of content hashes by disk identity.
+const CONTENTS: &str = "contents-1";
+/// The name of the cache of layers by recipe.
+const RECIPES: &str = "recipe-1";
+
+/// Content hashes from an earlier conversion of the very same disk files.
+fn remembered(machine: Machine<'_>, store: &Store) -> Known {
+    let Some(bytes) = machine.identity.and_then(|id| store.cache_get(CONTENTS, id)) else {
+        return Known::new();
+    };
+    let (entries, _) = bytes.as_chunks::<44>();
+    entries
+        .iter()
+        .filter_map(|entry| {
+            let id = FileId {
+                fs: crate::bytes::le32(entry, 0)?,
+                ino: crate::bytes::le64(entry, 4)?,
+            };
+            Some((id, crate::bytes::array(entry, 12)?))
+        })
+        .collect()
+}
+
+fn remember(machine: Machine<'_>, known: &Known, store: &Store) -> Result<()> {
+    let Some(identity) = machine.identity else {
+        return Ok(());
+    };
+    let mut ids: Vec<(&FileId, &ContentHash)> = known.iter().collect();
+    ids.sort_unstable();
+    let mut bytes = Vec::with_capacity(ids.len() * 44);
+    for (id, hash) in ids {
+        bytes.extend_from_slice(&id.fs.to_le_bytes());
+        bytes.extend_from_slice(&id.ino.to_le_bytes());
+        bytes.extend_from_slice(hash);
+    }
+    store.cache_put(CONTENTS, identity, &bytes)
+}
+
+/// A layer that lies in the store.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct BuiltLayer {
+    /// `packages` or `rest`.
+    pub name: String,
+    /// Digest of the compressed blob.
+    pub digest: Digest,
+    /// Bytes of the compressed blob.
+    pub size: u64,
+    /// Digest of the tar.
+    pub diff_id: Digest,
+    /// Bytes of the tar.
+    pub tar_size: u64,
+    /// True if an earlier conversion had made it.
+    #[serde(skip)]
+    pub reused: bool,
+}
+
+/// Packs the layers of a plan into the store. `linked` says that an output will link to the store's blobs, so that the disk
+/// may begin to write them at once.
+///
+/// # Errors
+/// If the machine cannot be read or the store cannot be written.
+pub fn build(
+    machine: Machine<'_>,
+    prepared: &mut Prepared,
+    settings: &Settings,
+    linked: bool,
+    store: &Store,
+    progress: &dyn Progress,
+) -> anyhow::Result<Vec<BuiltLayer>> {
+    let material = Material {
+        source: machine.source,
+        image: &prepared.image,
+        rewritten: &prepared.plan.rewritten,
+    };
+    let mut built = Vec::new();
+    let mut learned: HashMap<FileId, ContentHash> = HashMap::new();
+    for plan in &prepared.plan.layers {
+        let recipe =
+            |known: &Known| layer::recipe(&prepared.image, &prepared.plan.rewritten, plan, settings, known);
+        let earlier = recipe(&prepared.known).and_then(|recipe| {
+            let found: BuiltLayer = serde_json::from_slice(&store.cache_get(RECIPES, &recipe)?).ok()?;
+            store.verify(&found.digest, found.size).then_some(BuiltLayer {
+                reused: true,
+                ..found
+            })
+        });
+        if let Some(layer) = earlier {
+            built.push(layer);
+            continue;
+        }
+        let total = layer::tar_size(&prepared.image, plan, settings.clamp);
+        let stage = progress.stage(&format!("packing the {} layer", plan.name), Some(total));
+        let mut blob = store.writer()?;
+        if linked {
+            blob.sync_early();
+        }
+        let packed = layer::pack(material, plan, settings, &mut blob, &*stage)?;
+        let (digest, size) = blob.finish()?;
+        let layer = BuiltLayer {
+            name: plan.name.clone(),
+            digest,
+            size,
+            diff_id: packed.diff_id,
+            tar_size: packed.size,
+            reused: false,
+        };
+        learned.extend(packed.hashes);
+        let mut all = prepared.known.clone();
+        all.extend(learned.iter().map(|(id, hash)| (*id, *hash)));
+        if let Some(recipe) = recipe(&all) {
+            store.cache_put(RECIPES, &recipe, &serde_json::to_vec(&layer)?)?;
+        }
+        built.push(layer);
+    }
+    if !learned.is_empty() {
+        prepared.known.extend(learned);
+        remember(machine, &prepared.known, store)?;
+    }
+    Ok(built)
+}

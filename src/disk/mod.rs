@@ -1,0 +1,229 @@
+//! Disk images: a file of the host in, the bytes of a disk out. Nothing is ever written.
+//!
+//! [`FORMATS`] is the list of what is known. A format that is recognised and cannot be read is refused by its name.
+//! Which further files an image may open is the [`Gate`]'s decision. `docs/disks.md` has the details.
+#![deny(clippy::indexing_slicing)]
+
+mod cache;
+mod gate;
+pub mod qcow2;
+
+pub use gate::{Gate, MAX_CHAIN};
+
+use crate::bytes::{array, be32, le32};
+use crate::error::{Error, Result};
+use crate::read_at::{ReadAt, read_vec};
+use gate::{Chain, Image};
+use std::path::Path;
+use std::sync::Arc;
+
+/// An opened disk.
+pub struct Disk {
+    /// The bytes that the machine sees.
+    pub data: Arc<dyn ReadAt>,
+    /// The name of its format in [`FORMATS`].
+    pub format: &'static str,
+    /// What is worth telling, as in `internal snapshots: 2, the active layer is read`.
+    pub notes: Vec<String>,
+}
+
+/// What formats are told from: both ends of a file and its length.
+pub struct Ends {
+    /// The first 4,096 bytes, or all there are.
+    pub first: Vec<u8>,
+    /// The last 512 bytes, or all there are.
+    pub last: Vec<u8>,
+    /// The length of the file in bytes.
+    pub len: u64,
+}
+
+/// A format of disk images.
+pub struct Row {
+    /// The name that `qemu-img -f` uses, where it knows the format.
+    pub name: &'static str,
+    /// Whether a file is of this format. The rows are asked in order.
+    pub probe: fn(&Ends) -> bool,
+    open: Open,
+}
+
+impl Row {
+    /// True if disks of this format can be read.
+    pub fn is_read(&self) -> bool {
+        matches!(self.open, Open::With(_))
+    }
+}
+
+enum Open {
+    /// Reads the disk.
+    With(fn(Image, &mut Chain<'_>) -> Result<Disk>),
+    /// Refuses it and gives this advice.
+    Refuse(&'static str),
+}
+
+const CONVERT: &str = "convert it first: qemu-img convert -O qcow2 IMAGE IMAGE.qcow2";
+const UNPACK: &str = "unpack it first, and use the disk image inside";
+
+/// Every format that is known, `raw` last because any bytes are a raw disk.
+pub const FORMATS: &[Row] = &[
+    Row {
+        name: "qcow2",
+        probe: |e| e.first.starts_with(qcow2::MAGIC) && be32(&e.first, 4).is_some_and(|v| v >= 2),
+        open: Open::With(qcow2::open),
+    },
+    Row {
+        name: "qcow",
+        probe: |e| e.first.starts_with(qcow2::MAGIC),
+        open: Open::Refuse(CONVERT),
+    },
+    Row {
+        name: "vmdk",
+        probe: |e| {
+            e.first.starts_with(b"KDMV")
+                || e.first.starts_with(b"COWD")
+                || e.first.starts_with(b"# Disk DescriptorFile")
+        },
+        open: Open::Refuse(CONVERT),
+    },
+    Row {
+        name: "vhdx",
+        probe: |e| e.first.starts_with(b"vhdxfile"),
+        open: Open::Refuse(CONVERT),
+    },
+    Row {
+        // A fixed VHD is a raw disk with a footer of 512 bytes, of 511 in the oldest versions of Virtual PC.
+        name: "vpc",
+        probe: |e| {
+            e.first.starts_with(b"conectix")
+                || e.last.starts_with(b"conectix")
+                || e.last.get(1..).is_some_and(|l| l.starts_with(b"conectix"))
+        },
+        open: Open::Refuse(CONVERT),
+    },
+    Row {
+        name: "vdi",
+        probe: |e| le32(&e.first, 0x40) == Some(0xbeda_107f),
+        open: Open::Refuse(CONVERT),
+    },
+    Row {
+        name: "qed",
+        probe: |e| e.first.starts_with(b"QED\0"),
+        open: Open::Refuse(CONVERT),
+    },
+    Row {
+        name: "ova",
+        probe: |e| array(&e.first, 257) == Some(*b"ustar"),
+        open: Open::Refuse(UNPACK),
+    },
+    Row {
+        name: "gzip",
+        probe: |e| e.first.starts_with(&[0x1f, 0x8b, 8]),
+        open: Open::Refuse(UNPACK),
+    },
+    Row {
+        name: "xz",
+        probe: |e| e.first.starts_with(b"\xfd7zXZ\0"),
+        open: Open::Refuse(UNPACK),
+    },
+    Row {
+        name: "zstd",
+        probe: |e| e.first.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]),
+        open: Open::Refuse(UNPACK),
+    },
+    Row {
+        name: "raw",
+        probe: |_| true,
+        open: Open::With(raw),
+    },
+];
+
+/// Opens the disk image at `path`, whatever its format.
+///
+/// # Errors
+/// [`Error::Io`] if it cannot be opened, [`Error::Usage`] if it is a directory, [`Error::Unsupported`] naming a format or
+/// feature that is not read, [`Error::Refused`] if it names further files that `gate` does not let through,
+/// [`Error::Corrupt`] if its tables break the rules of its format.
+pub fn open(path: &Path, gate: &Gate) -> Result<Disk> {
+    let (mut chain, image) = Chain::start(path, gate)?;
+    let ends = ends(&image.file)?;
+    let row = FORMATS
+        .iter()
+        .find(|row| (row.probe)(&ends))
+        .ok_or_else(|| Error::unsupported(format!("{} is no disk image", image.name)))?;
+    open_row(row, image, &mut chain)
+}
+
+/// Opens `image` as the format that another image states for it; it is never guessed there, because the guest can
+/// write any magic number into a raw disk.
+fn open_as(format: &str, image: Image, chain: &mut Chain<'_>) -> Result<Disk> {
+    match FORMATS.iter().find(|row| row.name == format) {
+        Some(row) => open_row(row, image, chain),
+        None => Err(Error::unsupported(format!(
+            "{}: the disk format {format:?}",
+            image.name
+        ))),
+    }
+}
+
+fn open_row(row: &Row, image: Image, chain: &mut Chain<'_>) -> Result<Disk> {
+    match row.open {
+        Open::With(open) => open(image, chain),
+        Open::Refuse(hint) => {
+            Err(Error::unsupported(format!("{}: the disk format {}", image.name, row.name)).hint(hint))
+        }
+    }
+}
+
+fn raw(image: Image, _: &mut Chain<'_>) -> Result<Disk> {
+    Ok(Disk {
+        data: Arc::new(image.file),
+        format: "raw",
+        notes: Vec::new(),
+    })
+}
+
+fn ends(file: &dyn ReadAt) -> Result<Ends> {
+    let len = file.len();
+    let part = |want: u64| usize::try_from(want.min(len)).unwrap_or(0);
+    let last = part(512);
+    Ok(Ends {
+        first: read_vec(file, 0, part(4096))?,
+        last: read_vec(file, len.saturating_sub(last as u64), last)?,
+        len,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn format_of(bytes: &[u8]) -> &'static str {
+        let ends = ends(&bytes.to_vec()).unwrap();
+        FORMATS.iter().find(|row| (row.probe)(&ends)).unwrap().name
+    }
+
+    #[test]
+    fn formats_are_told_from_both_ends() {
+        assert_eq!(format_of(b""), "raw");
+        assert_eq!(format_of(b"hello"), "raw");
+        assert_eq!(format_of(b"QFI\xfb\0\0\0\x03"), "qcow2");
+        assert_eq!(format_of(b"QFI\xfb\0\0\0\x01"), "qcow");
+        assert_eq!(format_of(b"QFI\xfb"), "qcow");
+        assert_eq!(format_of(b"# Disk DescriptorFile\nversion=1\n"), "vmdk");
+        let mut fixed = vec![0; 4096];
+        fixed.extend_from_slice(b"conectix");
+        fixed.resize(4096 + 512, 0);
+        assert_eq!(format_of(&fixed), "vpc");
+        fixed.pop();
+        assert_eq!(format_of(&fixed), "vpc");
+        fixed.push(0);
+        fixed.push(0);
+        assert_eq!(format_of(&fixed), "raw");
+    }
+
+    #[test]
+    fn only_the_last_row_takes_any_bytes() {
+        let nothing = ends(&Vec::new()).unwrap();
+        assert_eq!(FORMATS.iter().filter(|row| (row.probe)(&nothing)).count(), 1);
+        assert_eq!(FORMATS.last().unwrap().name, "raw");
+    }
+}

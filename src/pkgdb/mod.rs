@@ -1,0 +1,335 @@
+//! Package databases: which packages a machine has, which files are theirs.
+//!
+//! One [`Package`] type serves all families. A database that is damaged or empty is an error with its reason, never a
+//! list of no packages.
+
+#![deny(clippy::indexing_slicing)]
+
+pub mod deb822;
+pub mod dpkg;
+pub mod dpkg_state;
+mod owners;
+
+pub use owners::{Owners, owners};
+
+use crate::error::{Error, Result};
+use crate::path::GuestPath;
+use crate::read_at::Stream;
+use crate::source::Source;
+use crate::tree::Problem;
+use md5::{Digest, Md5};
+use std::io::Read;
+
+/// An installed package.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Package {
+    /// Its name.
+    pub name: String,
+    /// The number before the `:` of the version; `None` where none is written, which orders as 0.
+    pub epoch: Option<u32>,
+    /// The upstream version.
+    pub version: String,
+    /// What follows the last `-` of the version; `None` for a package without one.
+    pub release: Option<String>,
+    /// The architecture in the database's own words: `amd64`, `all`.
+    pub arch: Option<String>,
+    /// The source package it was built from.
+    pub source: Option<SourcePackage>,
+    /// Installed size in bytes, as the database states it.
+    pub size: Option<u64>,
+    /// True if somebody asked for it, false if it came as a dependency. `None`: the machine does not know.
+    pub manual: Option<bool>,
+    /// Name of the database, as in [`DATABASES`].
+    pub database: &'static str,
+
+    /// Its files and directories as the database lists them, before diversions and symlinks of directories.
+    pub files: Vec<GuestPath>,
+    /// Files of it that lie elsewhere: as listed, and where they are.
+    pub diverted: Vec<(GuestPath, GuestPath)>,
+    /// Its configuration files.
+    pub conffiles: Vec<Conffile>,
+    /// MD5 of its other files, as far as the database has them.
+    pub md5sums: Vec<(GuestPath, Md5Sum)>,
+    /// What it needs and what it offers, in the database's own grammar.
+    pub relations: Relations,
+    /// The state in the database's own words, as in `install ok installed`.
+    pub status: String,
+    /// Who maintains it.
+    pub maintainer: Option<String>,
+    /// Section or group.
+    pub section: Option<String>,
+    /// Priority.
+    pub priority: Option<String>,
+    /// True if the system cannot do without it (`Essential`, `Protected`).
+    pub essential: bool,
+    /// Whose archive it comes from, if the package says.
+    pub origin: Option<String>,
+    /// What it is, in one line.
+    pub summary: Option<String>,
+    /// Its home page.
+    pub homepage: Option<String>,
+}
+
+/// An MD5 digest.
+pub type Md5Sum = [u8; 16];
+
+/// The source of a package.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SourcePackage {
+    /// Name of the source package, or file name of the source package where the database keeps that (rpm).
+    pub name: String,
+    /// Its full version, if the database has it.
+    pub version: Option<String>,
+}
+
+/// A configuration file that the package manager keeps through upgrades.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Conffile {
+    /// Where it is.
+    pub path: GuestPath,
+    /// Digest of the file as the package brought it; `None` where the database has none.
+    pub md5: Option<Md5Sum>,
+    /// True if the installed version of the package has it no more.
+    pub obsolete: bool,
+}
+
+/// Relations between packages as they stand in the database: empty where there are none.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Relations {
+    /// Needed to work.
+    pub depends: String,
+    /// Needed before it can be unpacked.
+    pub pre_depends: String,
+    /// Wanted, but not needed.
+    pub recommends: String,
+    /// Useful together.
+    pub suggests: String,
+    /// Names it stands for.
+    pub provides: String,
+    /// Cannot be installed together.
+    pub conflicts: String,
+    /// Cannot be configured together.
+    pub breaks: String,
+    /// Files of these may be overwritten.
+    pub replaces: String,
+}
+
+impl Package {
+    /// The version as the database writes it: `1:2.3-4`.
+    pub fn full_version(&self) -> String {
+        let mut text = String::new();
+        if let Some(epoch) = self.epoch {
+            text.push_str(&format!("{epoch}:"));
+        }
+        text.push_str(&self.version);
+        if let Some(release) = &self.release {
+            text.push_str(&format!("-{release}"));
+        }
+        text
+    }
+}
+
+/// What a database holds.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Listing {
+    /// Installed packages by name, then architecture.
+    pub packages: Vec<Package>,
+    /// What could not be read. A result built on the list must name it.
+    pub problems: Vec<Problem>,
+    /// What people should know: packages that are half installed, ...
+    pub notes: Vec<String>,
+    /// Links that choose between packages.
+    pub alternatives: Vec<Alternative>,
+    /// Owners and modes that the administrator set against the packages.
+    pub stat_overrides: Vec<StatOverride>,
+}
+
+/// A link that leads to one of several packages' programs (update-alternatives(1)).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Alternative {
+    /// Its name, as in `editor`.
+    pub name: String,
+    /// False if the administrator chose.
+    pub automatic: bool,
+    /// The link that people use, then those of its slaves.
+    pub links: Vec<GuestPath>,
+    /// The targets of the master link to choose from, with their priorities.
+    pub choices: Vec<(GuestPath, i64)>,
+}
+
+/// One line of dpkg-statoverride(1).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StatOverride {
+    /// User name or `#uid`.
+    pub user: String,
+    /// Group name or `#gid`.
+    pub group: String,
+    /// Permission bits.
+    pub mode: u16,
+    /// The file.
+    pub path: GuestPath,
+}
+
+/// A kind of package database.
+pub struct Database {
+    /// Its name.
+    pub name: &'static str,
+    /// True if the machine has one of this kind.
+    pub probe: fn(&dyn Source) -> bool,
+    /// Reads it. An error where it is damaged as a whole, or holds nothing.
+    pub read: fn(&dyn Source) -> Result<Listing>,
+}
+
+/// Every kind of database.
+pub const DATABASES: &[Database] = &[
+    Database {
+        name: dpkg::NAME,
+        probe: dpkg::probe,
+        read: dpkg::read,
+    },
+    Database {
+        name: "rpm",
+        probe: |source| any(source, RPM_FILES),
+        read: |source| not_yet(source, "rpm", RPM_FILES),
+    },
+    Database {
+        name: "apk",
+        probe: |source| any(source, APK_FILES),
+        read: |source| not_yet(source, "apk", APK_FILES),
+    },
+    Database {
+        name: "alpm",
+        probe: |source| any(source, ALPM_FILES),
+        read: |source| not_yet(source, "alpm", ALPM_FILES),
+    },
+];
+
+const RPM_FILES: &[(&str, &str)] = &[
+    ("/var/lib/rpm/rpmdb.sqlite", "sqlite"),
+    ("/usr/lib/sysimage/rpm/rpmdb.sqlite", "sqlite"),
+    ("/usr/share/rpm/rpmdb.sqlite", "sqlite"),
+    ("/var/lib/rpm/Packages.db", "ndb"),
+    ("/usr/lib/sysimage/rpm/Packages.db", "ndb"),
+    ("/var/lib/rpm/Packages", "Berkeley DB"),
+    ("/usr/lib/sysimage/rpm/Packages", "Berkeley DB"),
+    ("/usr/share/rpm/Packages", "Berkeley DB"),
+];
+const APK_FILES: &[(&str, &str)] = &[
+    ("/lib/apk/db/installed", "installed"),
+    ("/usr/lib/apk/db/installed", "installed"),
+];
+const ALPM_FILES: &[(&str, &str)] = &[("/var/lib/pacman/local", "local")];
+
+fn any(source: &dyn Source, files: &[(&str, &str)]) -> bool {
+    files.iter().any(|(path, _)| source.tree().find(path).is_some())
+}
+
+fn not_yet(source: &dyn Source, name: &str, files: &[(&str, &str)]) -> Result<Listing> {
+    let mut present = files
+        .iter()
+        .filter(|(path, _)| source.tree().find(path).is_some());
+    let kind = present.next().map_or("missing", |(_, kind)| kind);
+    Err(Error::unsupported(format!(
+        "{name} database ({kind}): not read yet"
+    )))
+}
+
+/// Reads the machine's package database. Where it has several (package tools of another family are a package like any
+/// other), `preferred` is the one its distribution uses; else the first that can be read.
+///
+/// # Errors
+/// [`Error::Corrupt`] or [`Error::Unsupported`] of the preferred database, or of the first if none can be read. `None`
+/// means that the machine has no database of any known kind.
+pub fn read(source: &dyn Source, preferred: Option<&str>) -> Result<Option<(&'static str, Listing)>> {
+    let present: Vec<&Database> = DATABASES.iter().filter(|d| (d.probe)(source)).collect();
+    if let Some(database) = present.iter().find(|d| Some(d.name) == preferred) {
+        return (database.read)(source).map(|listing| Some((database.name, listing)));
+    }
+    let mut first = None;
+    for database in present {
+        match (database.read)(source) {
+            Ok(listing) => return Ok(Some((database.name, listing))),
+            Err(e) => first = first.or(Some(e)),
+        }
+    }
+    first.map_or(Ok(None), Err)
+}
+
+/// The configuration files that differ from what their packages brought, in byte order. One that is gone counts as
+/// changed; one without a digest does not.
+///
+/// # Errors
+/// As the source's reader.
+pub fn changed_conffiles(source: &dyn Source, packages: &[Package]) -> Result<Vec<GuestPath>> {
+    let mut changed = Vec::new();
+    for conffile in packages.iter().flat_map(|p| &p.conffiles) {
+        let Some(md5) = conffile.md5.filter(|_| !conffile.obsolete) else {
+            continue;
+        };
+        let node = source.tree().resolve(&conffile.path, true).ok();
+        let same = match node.and_then(|p| source.tree().get(&p)) {
+            Some(node) if node.is_file() => md5_of(source, node.id)? == md5,
+            _ => false,
+        };
+        if !same {
+            changed.push(conffile.path.clone());
+        }
+    }
+    changed.sort();
+    changed.dedup();
+    Ok(changed)
+}
+
+/// MD5 of a file.
+///
+/// # Errors
+/// As the source's reader.
+pub fn md5_of(source: &dyn Source, id: crate::tree::FileId) -> Result<Md5Sum> {
+    let file = source.open(id)?;
+    let mut stream = Stream::new(&*file);
+    let mut hash = Md5::new();
+    let mut buf = vec![0; 64 << 10];
+    loop {
+        let n = stream
+            .read(&mut buf)
+            .map_err(|e| Error::io(format!("reading a file of {}", source.name()), e))?;
+        match buf.get(..n) {
+            Some(part) if n > 0 => hash.update(part),
+            _ => return Ok(hash.finalize().into()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::source::memory::MemorySource;
+
+    #[test]
+    fn what_is_not_read_yet_is_named() {
+        for (file, word) in [
+            ("/var/lib/rpm/rpmdb.sqlite", "sqlite"),
+            ("/usr/lib/sysimage/rpm/Packages.db", "ndb"),
+            ("/lib/apk/db/installed", "apk"),
+        ] {
+            let source = MemorySource::new("m").file(file, "x").build();
+            let error = read(&source, None).unwrap_err();
+            assert!(matches!(error, Error::Unsupported { .. }));
+            assert!(error.to_string().contains(word), "{error}");
+        }
+        assert!(read(&MemorySource::new("m").build(), None).unwrap().is_none());
+    }
+
+    #[test]
+    fn an_empty_database_of_another_family_is_no_reason_to_stop() {
+        let source = MemorySource::new("m")
+            .file("/var/lib/dpkg/status", "")
+            .file("/var/lib/rpm/Packages", "x");
+        let source = source.build();
+        assert!(matches!(
+            read(&source, Some("rpm")),
+            Err(Error::Unsupported { .. })
+        ));
+        assert!(matches!(read(&source, Some("dpkg")), Err(Error::Corrupt { .. })));
+    }
+}

@@ -1,0 +1,468 @@
+//! The volumes of a machine's disks, and which of them holds the operating system.
+
+use super::MachineOptions;
+use crate::disk::{self, Gate};
+use crate::error::{Error, Escaped, HintExt, Result};
+use crate::fs::identity::{Identity, identity};
+use crate::fs::{self, Filesystem, Listing};
+use crate::path::GuestPath;
+use crate::progress::Progress;
+use crate::read_at::read_all;
+use crate::source::fstab::{self, Device, Line, Purpose};
+use crate::tree::Tree;
+use crate::volume;
+use anyhow::Context;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// A volume of one of the machine's disks.
+pub(super) struct Part {
+    /// The disk's name and the volume's: `web.qcow2 partition 1`.
+    pub(super) device: String,
+    /// The disk's name, which is unique among the machine's disks.
+    disk_name: String,
+    /// The disk's place among the machine's disks.
+    disk: usize,
+    /// The partition's number; `None` for a whole disk.
+    number: Option<u32>,
+    partuuid: Option<String>,
+    partlabel: Option<String>,
+    /// UUID and label, of filesystems that are not read too.
+    pub(super) identity: Identity,
+    /// What it holds, as [`fs::recognise`] names it.
+    pub(super) kind: Option<&'static str>,
+    pub(super) size: u64,
+    pub(super) filesystem: Opened,
+}
+
+/// A filesystem that is open and listed, or why it is not.
+pub(super) enum Opened {
+    Listed {
+        filesystem: Box<dyn Filesystem>,
+        info: fs::Info,
+        listing: Listing,
+    },
+    Failed(Error),
+    /// Nothing is recognised there.
+    Unknown,
+}
+
+/// All volumes of all disks.
+pub(super) struct Disks {
+    pub(super) name: String,
+    /// [`Gate::identity`] of all disks.
+    pub(super) identity: Option<String>,
+    pub(super) parts: Vec<Part>,
+    pub(super) notes: Vec<String>,
+}
+
+impl Disks {
+    pub(super) fn open(
+        paths: &[PathBuf],
+        options: &MachineOptions,
+        progress: &dyn Progress,
+    ) -> anyhow::Result<Self> {
+        let gate = Gate::new(&options.allow_backing)?;
+        let names = names(paths);
+        let mut all = Self {
+            name: names.join("+"),
+            identity: None,
+            parts: Vec::new(),
+            notes: Vec::new(),
+        };
+        for (disk, (path, name)) in paths.iter().zip(&names).enumerate() {
+            let opened = disk::open(path, &gate)?;
+            let mut table =
+                volume::table(&opened.data).with_context(|| format!("reading the partitions of {name}"))?;
+            let recognised = |v: &volume::Volume| fs::recognise(&*v.data).is_some();
+            // A filesystem on the whole disk may begin with bytes that look like a partition table.
+            let whole = volume::whole(&opened.data);
+            if table.kind != "none" && !table.volumes.iter().any(recognised) && recognised(&whole) {
+                table.volumes = vec![whole];
+                table.notes.clear();
+            }
+            let notes = opened.notes.iter().chain(&table.notes);
+            all.notes.extend(notes.map(|n| format!("{name}: {n}")));
+            for volume in table.volumes {
+                all.parts.push(Part::open(disk, name, volume, progress));
+            }
+        }
+        all.identity = gate.identity();
+        if all.parts.is_empty() && !paths.is_empty() {
+            return Err(Error::unsupported(format!("{}: the partition table is empty", all.name)).into());
+        }
+        if all.parts.iter().all(|p| p.number.is_none() && p.kind.is_none()) {
+            return Err(Error::unsupported(format!(
+                "{} holds no partition table and no filesystem that is known",
+                all.name
+            ))
+            .into());
+        }
+        Ok(all)
+    }
+
+    /// The volume that holds the operating system, or that the user wants to see.
+    pub(super) fn root(&self, asked: Option<&str>, system: bool) -> anyhow::Result<usize> {
+        if let Some(asked) = asked {
+            return self.asked(asked, system);
+        }
+        let systems: Vec<usize> = (0..self.parts.len()).filter(|n| self.has_system(*n)).collect();
+        let mounted_by_another = |n: usize| {
+            let mounts = |a: usize, b: usize| a != b && self.mounts(a).contains(&b);
+            systems
+                .iter()
+                .any(|other| mounts(*other, n) && !mounts(n, *other))
+        };
+        let roots: Vec<usize> = systems
+            .iter()
+            .copied()
+            .filter(|n| !mounted_by_another(*n))
+            .collect();
+        match roots.as_slice() {
+            [root] => return Ok(*root),
+            [] => {}
+            several => {
+                let list = self.list(several, |n| {
+                    format!("{}: {}", self.selector(n), self.system_name(n))
+                });
+                return Err(Error::usage(format!(
+                    "{} holds more than one operating system: {list}",
+                    self.name
+                )))
+                .hint("say which one with --root, as in --root ".to_owned() + &self.first_selector(several));
+            }
+        }
+        let listed: Vec<usize> = (0..self.parts.len())
+            .filter(|n| self.listed(*n).is_some())
+            .collect();
+        match (listed.as_slice(), system) {
+            ([only], false) => Ok(*only),
+            ([], false) => Err(self.failure().unwrap_or_else(|| self.no_system())),
+            (several, false) => {
+                let list = self.list(several, |n| self.describe(n));
+                Err(Error::usage(format!(
+                    "{} holds no operating system but several filesystems: {list}",
+                    self.name
+                )))
+                .hint("say which one with --root, as in --root ".to_owned() + &self.first_selector(several))
+            }
+            (_, true) => Err(self.failure().unwrap_or_else(|| self.no_system())),
+        }
+    }
+
+    /// The volume that `--root` names.
+    fn asked(&self, asked: &str, system: bool) -> anyhow::Result<usize> {
+        let found: Vec<usize> = (0..self.parts.len())
+            .filter(|n| self.is_called(*n, asked))
+            .collect();
+        let all: Vec<usize> = (0..self.parts.len()).collect();
+        match found.as_slice() {
+            [root] => {
+                let Some(part) = self.parts.get(*root) else {
+                    return Err(self.no_system());
+                };
+                match &part.filesystem {
+                    Opened::Listed { .. } if system && !self.has_system(*root) => Err(self.no_system()),
+                    Opened::Listed { .. } => Ok(*root),
+                    Opened::Failed(e) => Err(again(e)).with_context(|| format!("reading {}", part.device)),
+                    Opened::Unknown => Err(Error::unsupported(format!(
+                        "{} holds no filesystem that is known",
+                        part.device
+                    ))
+                    .into()),
+                }
+            }
+            found => {
+                let (why, list) = match found {
+                    [] => ("no filesystem", self.list(&all, |n| self.describe(n))),
+                    several => (
+                        "more than one filesystem",
+                        self.list(several, |n| self.describe(n)),
+                    ),
+                };
+                Err(Error::usage(format!(
+                    "--root {asked} names {why} of {}: {list}",
+                    self.name
+                )))
+                .hint("write DISK:NUMBER, a UUID or a label")
+            }
+        }
+    }
+
+    /// True if the user may mean this volume with `asked`.
+    fn is_called(&self, n: usize, asked: &str) -> bool {
+        let Some(part) = self.parts.get(n) else {
+            return false;
+        };
+        if asked == part.device || asked == self.selector(n) {
+            return true;
+        }
+        if let Ok(number) = asked.parse::<u32>() {
+            return part.number == Some(number);
+        }
+        match fstab::device(asked.as_bytes()) {
+            Device::Other => {
+                let same = |a: Option<&String>| a.is_some_and(|a| a == asked);
+                let same_id = |a: Option<&String>| a.is_some_and(|a| a.eq_ignore_ascii_case(asked));
+                same_id(part.identity.uuid.as_ref())
+                    || same(part.identity.label.as_ref())
+                    || same_id(part.partuuid.as_ref())
+                    || same(part.partlabel.as_ref())
+            }
+            device => self.is_device(n, &device),
+        }
+    }
+
+    /// True if this volume is what a line of fstab names.
+    pub(super) fn is_device(&self, n: usize, device: &Device) -> bool {
+        let Some(part) = self.parts.get(n) else {
+            return false;
+        };
+        let disks = self.parts.iter().map(|p| p.disk).max().map_or(0, |d| d + 1);
+        match device {
+            Device::Uuid(uuid) => part
+                .identity
+                .uuid
+                .as_ref()
+                .is_some_and(|u| u.eq_ignore_ascii_case(uuid)),
+            Device::Label(label) => part.identity.label.as_ref() == Some(label),
+            Device::PartUuid(uuid) => part
+                .partuuid
+                .as_ref()
+                .is_some_and(|u| u.eq_ignore_ascii_case(uuid)),
+            Device::PartLabel(label) => part.partlabel.as_ref() == Some(label),
+            Device::Disk { index, number } => {
+                part.number == *number && index.map_or(disks == 1, |index| index == part.disk)
+            }
+            Device::Other => false,
+        }
+    }
+
+    fn listed(&self, n: usize) -> Option<(&fs::Info, &dyn Filesystem, &Tree)> {
+        match &self.parts.get(n)?.filesystem {
+            Opened::Listed {
+                filesystem,
+                info,
+                listing,
+            } => Some((info, &**filesystem, &listing.tree)),
+            _ => None,
+        }
+    }
+
+    /// The content of a small file of one filesystem.
+    fn read(&self, n: usize, path: &str) -> Option<Vec<u8>> {
+        let (_, filesystem, tree) = self.listed(n)?;
+        let (_, node) = tree.find(path).filter(|(_, node)| node.is_file())?;
+        read_all(&*filesystem.open(node.id.ino).ok()?, 1 << 20).ok()
+    }
+
+    /// True if the filesystem is the root of a system: it has os-release (which may lead to /usr on another filesystem)
+    /// or an older file of that kind, or both an fstab and programs.
+    fn has_system(&self, n: usize) -> bool {
+        let Some((_, _, tree)) = self.listed(n) else {
+            return false;
+        };
+        let has = |path: &str| GuestPath::lenient(path.as_bytes()).is_ok_and(|p| tree.get(&p).is_some());
+        let release = || {
+            GuestPath::lenient(b"/etc").is_ok_and(|etc| {
+                tree.children(&etc).any(|(p, n)| {
+                    !n.is_dir()
+                        && [b"-release".as_slice(), b"_version"]
+                            .iter()
+                            .any(|e| p.name().ends_with(e))
+                })
+            })
+        };
+        has("/etc/os-release")
+            || has("/usr/lib/os-release")
+            || (has("/bin") || has("/usr")) && (release() || has("/etc/fstab"))
+    }
+
+    /// What os-release calls the system.
+    fn system_name(&self, n: usize) -> String {
+        let text = ["/etc/os-release", "/usr/lib/os-release"]
+            .iter()
+            .find_map(|path| self.read(n, path))
+            .unwrap_or_default();
+        let value = |key: &[u8]| {
+            text.split(|b| *b == b'\n')
+                .find_map(|line| line.strip_prefix(key))
+                .map(|v| {
+                    Escaped(v.trim_ascii())
+                        .to_string()
+                        .trim_matches(['"', '\''])
+                        .to_owned()
+                })
+        };
+        value(b"PRETTY_NAME=")
+            .or_else(|| value(b"NAME="))
+            .unwrap_or_else(|| "a system without os-release".to_owned())
+    }
+
+    /// The lines of the filesystem's `/etc/fstab`, none if there is no such file; `None` if it cannot be read.
+    pub(super) fn fstab(&self, n: usize) -> Option<Vec<Line>> {
+        let (_, _, tree) = self.listed(n)?;
+        match tree.find("/etc/fstab") {
+            None => Some(Vec::new()),
+            Some(_) => self.read(n, "/etc/fstab").map(|text| fstab::parse(&text)),
+        }
+    }
+
+    /// The volumes that the fstab of `n` mounts somewhere below its root.
+    fn mounts(&self, n: usize) -> Vec<usize> {
+        let lines = self.fstab(n).unwrap_or_default();
+        let below = lines
+            .iter()
+            .filter(|l| l.purpose() == Purpose::Disk && l.file != b"/");
+        below
+            .filter_map(|l| (0..self.parts.len()).find(|p| self.is_device(*p, &l.device())))
+            .collect()
+    }
+
+    /// How the user names this volume in `--root`.
+    fn selector(&self, n: usize) -> String {
+        self.parts.get(n).map_or_else(String::new, |p| match p.number {
+            Some(number) => format!("{}:{number}", p.disk_name),
+            None => p.disk_name.clone(),
+        })
+    }
+
+    fn first_selector(&self, parts: &[usize]) -> String {
+        parts.first().map_or_else(String::new, |n| self.selector(*n))
+    }
+
+    fn list(&self, parts: &[usize], show: impl Fn(usize) -> String) -> String {
+        parts.iter().map(|n| show(*n)).collect::<Vec<_>>().join("; ")
+    }
+
+    /// `web.qcow2:1 ext4 "data", 512 MiB`.
+    fn describe(&self, n: usize) -> String {
+        let Some(part) = self.parts.get(n) else {
+            return String::new();
+        };
+        let info = self.listed(n).map(|(info, _, _)| info);
+        let kind = info.map(|i| i.kind.as_str()).or(part.kind).unwrap_or("unknown");
+        let label = part.identity.label.as_ref().filter(|l| !l.is_empty());
+        let label = label.map_or_else(String::new, |l| format!(" \"{}\"", Escaped(l.as_bytes())));
+        let failed = match &part.filesystem {
+            Opened::Failed(e) => format!(" (not read: {e})"),
+            _ => String::new(),
+        };
+        format!("{} {kind}{label}, {}{failed}", self.selector(n), size(part.size))
+    }
+
+    /// The first filesystem that failed, if there is one: it may be the one that was looked for.
+    fn failure(&self) -> Option<anyhow::Error> {
+        let fatal = |p: &&Part| matches!(&p.filesystem, Opened::Failed(e) if e.code() != crate::error::code::UNSUPPORTED);
+        let part = self.parts.iter().find(fatal)?;
+        let Opened::Failed(e) = &part.filesystem else {
+            return None;
+        };
+        Some(anyhow::Error::from(again(e)).context(format!("reading {}", part.device)))
+    }
+
+    fn no_system(&self) -> anyhow::Error {
+        let all: Vec<usize> = (0..self.parts.len()).collect();
+        let list = self.list(&all, |n| self.describe(n));
+        let kind = |kind: &str| self.parts.iter().any(|p| p.kind == Some(kind));
+        let windows = if kind("ntfs") || kind("BitLocker") {
+            ", this looks like a Windows disk (NTFS)"
+        } else {
+            ""
+        };
+        let error = Error::unsupported(format!(
+            "no operating system found in {}{windows}: {list}",
+            self.name
+        ));
+        if (0..self.parts.len()).any(|n| self.listed(n).is_some()) {
+            error
+                .hint("`vm2k ls` and `vm2k cat` read a filesystem without an operating system too")
+                .into()
+        } else {
+            error.into()
+        }
+    }
+}
+
+impl Part {
+    fn open(disk: usize, disk_name: &str, volume: volume::Volume, progress: &dyn Progress) -> Self {
+        let device = match volume.number {
+            Some(_) => format!("{disk_name} {}", volume.name),
+            None => disk_name.to_owned(),
+        };
+        let kind = fs::recognise(&*volume.data);
+        let filesystem = match kind {
+            None => Opened::Unknown,
+            Some(_) => {
+                let _stage = progress.stage(&format!("listing {device}"), None);
+                Self::list(&volume).unwrap_or_else(Opened::Failed)
+            }
+        };
+        let identity = match (&filesystem, kind) {
+            (Opened::Listed { info, .. }, _) => Identity {
+                uuid: info.uuid.clone(),
+                label: info.label.clone(),
+            },
+            (_, Some(kind)) => identity(kind, &*volume.data),
+            (_, None) => Identity::default(),
+        };
+        Self {
+            identity,
+            device,
+            disk_name: disk_name.to_owned(),
+            disk,
+            number: volume.number,
+            partuuid: volume.partuuid,
+            partlabel: volume.partlabel,
+            kind,
+            size: volume.data.len(),
+            filesystem,
+        }
+    }
+
+    fn list(volume: &volume::Volume) -> Result<Opened> {
+        let filesystem = fs::open(Arc::clone(&volume.data))?;
+        let listing = filesystem.list()?;
+        Ok(Opened::Listed {
+            info: filesystem.info(),
+            filesystem,
+            listing,
+        })
+    }
+}
+
+/// What people call each disk: its file name, or its whole path if two have the same.
+fn names(paths: &[PathBuf]) -> Vec<String> {
+    let short = |p: &PathBuf| p.file_name().map(|n| n.to_string_lossy().into_owned());
+    let unique = |p: &PathBuf| paths.iter().filter(|q| q.file_name() == p.file_name()).count() == 1;
+    paths
+        .iter()
+        .map(|p| {
+            short(p)
+                .filter(|_| unique(p))
+                .unwrap_or_else(|| p.display().to_string())
+        })
+        .collect()
+}
+
+/// An error of the same kind that can be given out once more.
+fn again(e: &Error) -> Error {
+    match e {
+        Error::Corrupt { what, at } => Error::corrupt(what.clone(), *at),
+        Error::Io { source, .. } => Error::io(e.to_string(), std::io::Error::from(source.kind())),
+        Error::Refused { what } => Error::refused(what.clone()),
+        Error::Hinted { source, hint } => match source.downcast_ref::<Error>() {
+            Some(inner) => again(inner).hint(hint.clone()),
+            None => Error::unsupported(e.to_string()),
+        },
+        _ => Error::unsupported(e.to_string()),
+    }
+}
+
+fn size(bytes: u64) -> String {
+    match bytes {
+        0..=1_048_575 => format!("{bytes} bytes"),
+        1_048_576..=10_737_418_239 => format!("{} MiB", bytes >> 20),
+        _ => format!("{} GiB", bytes >> 30),
+    }
+}

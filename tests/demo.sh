@@ -1,0 +1,75 @@
+#!/bin/bash
+# tests/demo.sh: a real Debian server's disk becomes a container image, is verified, and its nginx answers from podman.
+#
+# Installs what it needs (apt), builds vm2k, makes the disk of a Debian 12 server and a Debian base image (both from
+# packages, no image is pulled), and cleans up after itself; only the disk is kept, for the tests. Needs root or sudo to
+# make the disk and to run podman; vm2k itself runs as a user without any rights.
+set -eu -o pipefail
+. "$(dirname "$0")/lib.sh"
+
+started=$SECONDS
+table=()
+timed() { # NAME COMMAND...: runs it and notes how long it took
+    local name=$1 from=${EPOCHREALTIME/./}
+    shift
+    "$@"
+    table+=("$(awk -v n="$name" -v us=$((${EPOCHREALTIME/./} - from)) 'BEGIN { printf "%-42s %8.1f s", n, us / 1e6 }')")
+}
+
+say "Installing what is missing"
+"$repo/tests/install.sh" demo
+
+say "Building vm2k"
+timed "cargo build --release" cargo build --release --quiet --manifest-path "$repo/Cargo.toml"
+make_work
+target=$(cargo metadata --format-version 1 --no-deps --offline --manifest-path "$repo/Cargo.toml" | jq -r .target_directory)
+install -m 755 "$target/release/vm2k" "$work/vm2k"
+
+say "Making a Debian 12 server's disk and a Debian base image ($machines/full)"
+timed "making the server's disk" "$repo/tests/machine.sh" "$machines/full" full
+disk=$machines/full/disk.qcow2
+. "$machines/full/expected/facts"
+image=$work/user/$hostname.tar
+
+cd "$work/user"
+say "vm2k scan disk.qcow2"
+timed "vm2k scan" unprivileged "$work/vm2k" scan "$disk"
+
+say "vm2k convert disk.qcow2 --base oci:base:bookworm -o oci-archive:$hostname.tar (as $(unprivileged id -un), uid $(unprivileged id -u))"
+timed "vm2k convert" unprivileged "$work/vm2k" convert "$disk" --base "oci:$machines/full/base:bookworm" -o "oci-archive:$image"
+
+say "vm2k verify disk.qcow2 oci-archive:$hostname.tar"
+timed "vm2k verify" unprivileged "$work/vm2k" verify "$disk" "oci-archive:$image"
+
+say "vm2k convert once more, now that the store knows the machine"
+timed "vm2k convert, second time" unprivileged "$work/vm2k" convert "$disk" --base "oci:$machines/full/base:bookworm" -o "oci-archive:$image.2"
+cmp "$image" "$image.2" && echo "the same bytes as before" >&2
+
+say "podman load, podman run ... nginx, curl"
+timed "podman load" podman_here load --quiet --input "$image" > "$work/loaded"
+loaded=$(awk 'END { print $NF }' "$work/loaded")
+container=vm2k-demo-$$
+podman_here run --detach --name "$container" "${run_options[@]}" "$loaded" nginx -g 'daemon off;' > /dev/null
+answer=
+for _ in $(seq 1 50); do
+    answer=$(curl --silent --max-time 2 http://127.0.0.1:8080/) && break
+    sleep 0.1
+done
+[ "$answer" = "<h1>$hostname says hello</h1>" ] || {
+    podman_here logs "$container" >&2 || true
+    fail "nginx does not answer from the container: $answer"
+}
+echo "http://127.0.0.1:8080/ answers: $answer" >&2
+
+say "Sizes and times"
+bytes() { printf '%-42s %10s\n' "$1" "$(mib "$2")"; }
+bytes "files on the server's disk ($files)" "$allocated_bytes"
+bytes "disk.qcow2" "$qcow2_bytes"
+bytes "base image" "$(du -sb "$machines/full/base" | cut -f1)"
+bytes "image, base layers included" "$(stat -c %s "$image")"
+tar -xOf "$image" index.json | jq -r '.manifests[0].digest' | sed 's/:/\//; s/^/blobs\//' | xargs tar -xOf "$image" |
+    jq -r '.layers | to_entries[] | "\(.key + 1) \(.value.size)"' |
+    while read -r n size; do bytes "  layer $n, compressed" "$size"; done
+printf '%s\n' "${table[@]}"
+printf '%-42s %8d s\n' "all" $((SECONDS - started))
+echo "The disk stays in $machines for the tests ($(du -sh "$machines" | cut -f1)); rm -r it if it is not wanted."

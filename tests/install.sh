@@ -1,0 +1,64 @@
+#!/bin/bash
+# tests/install.sh [demo|all]: installs, on Debian or Ubuntu, the tools that the demo or all tests need, and says which.
+# Does nothing where they are all there. The Rust toolchain is the one thing that it does not install.
+set -eu -o pipefail
+
+need=(
+    # command       package
+    "cc             gcc libc6-dev"
+    "mmdebstrap     mmdebstrap"
+    "sfdisk         fdisk"
+    "mke2fs         e2fsprogs"
+    "qemu-img       qemu-utils"
+    "setfacl        acl"
+    "setfattr       attr"
+    "setcap         libcap2-bin"
+    "podman         podman"
+    "runc           runc"
+    "curl           curl"
+    "python3        python3-minimal"
+    "openssl        openssl"
+    "jq             jq"
+    "zstd           zstd"
+    "gpgv           gpgv"
+)
+if [ "${1:-all}" = all ]; then
+    need+=(
+        "skopeo     skopeo"
+        "umoci      umoci"
+        "dockerd    docker.io"
+        "docker     docker.io"
+        "rsync      rsync"
+        "strace     strace"
+        "hyperfine  hyperfine"
+        "xz         xz-utils"
+        "git        git"
+    )
+fi
+
+PATH=$PATH:/usr/sbin:/sbin
+missing=()
+for line in "${need[@]}"; do
+    read -r tool packages <<< "$line"
+    if ! command -v "$tool" > /dev/null; then
+        read -ra more <<< "$packages"
+        missing+=("${more[@]}")
+    fi
+done
+[ -x /usr/bin/time ] || missing+=(time)
+[ -e /usr/share/keyrings/debian-archive-keyring.gpg ] || missing+=(debian-archive-keyring)
+[ -e /etc/ssl/certs/ca-certificates.crt ] || missing+=(ca-certificates)
+
+if [ ${#missing[@]} != 0 ]; then
+    sudo=()
+    [ "$(id -u)" = 0 ] || sudo=(sudo)
+    echo "install.sh: installing ${missing[*]}" >&2
+    "${sudo[@]}" apt-get update -qq
+    "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" > /dev/null
+fi
+
+if ! command -v cargo > /dev/null; then
+    echo "error: cargo is not installed" >&2
+    echo "hint: install Rust (https://rustup.rs), version $(sed -n 's/^rust-version = "\(.*\)"/\1/p' "$(dirname "$0")/../Cargo.toml") or later" >&2
+    exit 1
+fi
