@@ -47,17 +47,15 @@ const FOLDERS: &[&str] = &["/usr/bin", "/bin", "/usr/sbin", "/sbin", "/usr/local
 /// How many files of a folder are looked at.
 const TRIES: usize = 64;
 
-/// The architecture of the first program that says one; `None` if none does.
-///
-/// # Errors
-/// As the source's reader.
-pub fn of_machine(source: &dyn Source) -> Result<Option<Arch>> {
+/// The architecture of the first program that says one; `None` if none does. Programs that cannot be read are passed
+/// over.
+pub fn of_machine(source: &dyn Source) -> Option<Arch> {
     for path in PROGRAMS {
         if let Some((_, node)) = source.tree().find(path)
             && node.is_file()
-            && let Some(arch) = of_file(source, node)?
+            && let Ok(Some(arch)) = of_file(source, node)
         {
-            return Ok(Some(arch));
+            return Some(arch);
         }
     }
     for folder in FOLDERS {
@@ -70,12 +68,12 @@ pub fn of_machine(source: &dyn Source) -> Result<Option<Arch>> {
             .filter(|(_, n)| n.is_file())
             .take(TRIES)
         {
-            if let Some(arch) = of_file(source, node)? {
-                return Ok(Some(arch));
+            if let Ok(Some(arch)) = of_file(source, node) {
+                return Some(arch);
             }
         }
     }
-    Ok(None)
+    None
 }
 
 /// The architecture of the program at `path`, symlinks followed.

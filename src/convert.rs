@@ -146,7 +146,7 @@ pub fn prepare(
         false => redact::password_files(source)?,
     };
     let listed = inventory.packages.as_deref().unwrap_or_default();
-    let packages = package_facts(listed, base.as_ref(), options.plan.as_ref())?;
+    let packages = package_facts(listed, base.as_ref(), options.plan.as_ref(), store)?;
     let owners = pkgdb::owners(source.tree(), listed);
     let own: HashSet<GuestPath> = pkgdb::changed_conffiles(source, listed)?.into_iter().collect();
     let plan = make(Facts {
@@ -305,17 +305,35 @@ fn with_secrets(
     all.into_iter().collect()
 }
 
+/// The name of the cache of the labels of a base image's packages.
+const BASE_PACKAGES: &str = "base-packages-1";
+
+/// The labels of the base's packages, remembered by the digest of its manifest.
+fn base_packages(base: &Base, store: &Store) -> anyhow::Result<HashSet<String>> {
+    if let Some(labels) = store.cache_get(BASE_PACKAGES, &base.reference.digest) {
+        return Ok(serde_json::from_slice(&labels)?);
+    }
+    let labels: HashSet<String> = match pkgdb::read(&base.source, None)? {
+        Some((_, listing)) => listing.packages.iter().map(label).collect(),
+        None => HashSet::new(),
+    };
+    store.cache_put(
+        BASE_PACKAGES,
+        &base.reference.digest,
+        &serde_json::to_vec(&labels)?,
+    )?;
+    Ok(labels)
+}
+
 /// Which packages get a place in the package layer: those that the base lacks or has in another version.
 fn package_facts(
     packages: &[pkgdb::Package],
     base: Option<&Base>,
     edited: Option<&Document>,
+    store: &Store,
 ) -> anyhow::Result<Vec<PackageFact>> {
-    let in_base: HashSet<String> = match base {
-        Some(base) => match pkgdb::read(&base.source, None)? {
-            Some((_, listing)) => listing.packages.iter().map(label).collect(),
-            None => HashSet::new(),
-        },
+    let in_base = match base {
+        Some(base) => base_packages(base, store)?,
         None => HashSet::new(),
     };
     let chosen = edited.map(Document::packages);
@@ -517,7 +535,8 @@ pub struct BuiltLayer {
     pub reused: bool,
 }
 
-/// Packs the layers of a plan into the store.
+/// Packs the layers of a plan into the store. `linked` says that an output will link to the store's blobs, so that the disk
+/// may begin to write them at once.
 ///
 /// # Errors
 /// If the machine cannot be read or the store cannot be written.
@@ -525,6 +544,7 @@ pub fn build(
     machine: Machine<'_>,
     prepared: &mut Prepared,
     settings: &Settings,
+    linked: bool,
     store: &Store,
     progress: &dyn Progress,
 ) -> anyhow::Result<Vec<BuiltLayer>> {
@@ -552,6 +572,9 @@ pub fn build(
         let total = layer::tar_size(&prepared.image, plan, settings.clamp);
         let stage = progress.stage(&format!("packing the {} layer", plan.name), Some(total));
         let mut blob = store.writer()?;
+        if linked {
+            blob.sync_early();
+        }
         let packed = layer::pack(material, plan, settings, &mut blob, &*stage)?;
         let (digest, size) = blob.finish()?;
         let layer = BuiltLayer {

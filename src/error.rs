@@ -194,7 +194,15 @@ pub trait HintExt<T> {
 impl<T, E: Into<anyhow::Error>> HintExt<T> for std::result::Result<T, E> {
     fn hint(self, hint: impl Into<String>) -> anyhow::Result<T> {
         self.map_err(|e| {
-            let source: Box<dyn std::error::Error + Send + Sync> = e.into().into();
+            let e: anyhow::Error = e.into();
+            // An `Error` without context stays one, so that its code is found inside.
+            if e.chain().next().is_some_and(|e| e.is::<Error>()) {
+                return match e.downcast::<Error>() {
+                    Ok(e) => e.hint(hint).into(),
+                    Err(e) => e,
+                };
+            }
+            let source: Box<dyn std::error::Error + Send + Sync> = e.into();
             Error::Hinted {
                 source,
                 hint: hint.into(),
@@ -226,11 +234,38 @@ pub fn report(error: &anyhow::Error) -> String {
             causes.push(text);
         }
     }
+    if hints.is_empty() {
+        hints.extend(error.chain().find_map(general_hint).map(str::to_owned));
+    }
     let mut out = format!("error: {}\n", Escaped(causes.join(": ").as_bytes()));
     for hint in hints {
         out.push_str(&format!("hint: {}\n", Escaped(hint.as_bytes())));
     }
     out
+}
+
+/// What helps with errors of this kind, where nobody had better advice.
+fn general_hint(error: &(dyn std::error::Error + 'static)) -> Option<&'static str> {
+    use std::io::ErrorKind;
+    let io = match error.downcast_ref::<Error>() {
+        Some(Error::Corrupt { .. }) => {
+            return Some("the input is damaged: copy it again, or check it with its own tools");
+        }
+        Some(Error::Unsupported { .. }) => {
+            return Some("`vm2k ls` shows what can be read; docs/ says what is supported");
+        }
+        Some(Error::Network { .. }) => return Some("try again; --offline uses only what the store has"),
+        Some(Error::Usage { .. }) => return Some("see `vm2k help`"),
+        Some(Error::Io { source, .. }) => source,
+        _ => error.downcast_ref::<std::io::Error>()?,
+    };
+    match io.kind() {
+        ErrorKind::NotFound | ErrorKind::NotADirectory | ErrorKind::IsADirectory => Some("check the path"),
+        ErrorKind::PermissionDenied => Some("run as a user who may, or change the permissions"),
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => Some("make room, or name a place that has some"),
+        ErrorKind::ReadOnlyFilesystem => Some("name a place that can be written"),
+        _ => None,
+    }
 }
 
 /// Shows bytes that a guest or a stranger chose: control characters, bytes that are not UTF-8 and the characters that
@@ -280,7 +315,15 @@ mod tests {
     fn a_hint_keeps_the_code_of_what_it_wraps() {
         let e: anyhow::Error = Error::refused("backing file /etc/passwd").hint("allow it").into();
         assert_eq!(exit_code(&e), code::REFUSED);
+        let full = Error::io("writing web.tar", std::io::ErrorKind::StorageFull.into());
+        let text = report(&anyhow::Error::from(full));
+        assert_eq!(
+            text,
+            "error: writing web.tar: no storage space\nhint: make room, or name a place that has some\n"
+        );
         assert_eq!(report(&e), "error: backing file /etc/passwd\nhint: allow it\n");
+        let e = Err::<(), _>(Error::refused("x")).hint("allow it").unwrap_err();
+        assert_eq!(exit_code(&e), code::REFUSED);
     }
 
     #[test]

@@ -4,9 +4,11 @@
 //! handler calls [`remove_all`] before the process ends.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, mpsc};
+use std::thread::JoinHandle;
 
 /// What is registered, by number.
 static REGISTRY: Mutex<BTreeMap<u64, PathBuf>> = Mutex::new(BTreeMap::new());
@@ -51,6 +53,58 @@ impl Scratch {
     pub fn keep(self) {
         registry().remove(&self.id);
         std::mem::forget(self);
+    }
+}
+
+/// After so many bytes the disk is told to begin, so that the sync in the end has little left to wait for.
+pub(crate) const SYNC_EVERY: u64 = 64 << 20;
+
+/// Syncs a file while it is still being written.
+#[derive(Debug)]
+pub(crate) struct EarlySync {
+    unsynced: u64,
+    ping: mpsc::Sender<()>,
+    thread: JoinHandle<std::io::Result<()>>,
+}
+
+impl EarlySync {
+    /// Starts the thread that syncs `file`; `None` is no error, the last sync is enough.
+    pub(crate) fn start(file: &File) -> Option<Self> {
+        let file = file.try_clone().ok()?;
+        let (ping, pings) = mpsc::channel();
+        let thread = std::thread::Builder::new()
+            .name("sync".to_owned())
+            .spawn(move || {
+                while pings.recv().is_ok() {
+                    while pings.try_recv().is_ok() {}
+                    file.sync_data()?;
+                }
+                Ok(())
+            })
+            .ok()?;
+        Some(Self {
+            unsynced: 0,
+            ping,
+            thread,
+        })
+    }
+
+    /// `bytes` more were written.
+    pub(crate) fn count(&mut self, bytes: u64) {
+        self.unsynced += bytes;
+        if self.unsynced >= SYNC_EVERY {
+            self.unsynced = 0;
+            let _ = self.ping.send(());
+        }
+    }
+
+    /// Waits for the thread.
+    ///
+    /// # Errors
+    /// That of a sync that failed.
+    pub(crate) fn finish(self) -> std::io::Result<()> {
+        drop(self.ping);
+        self.thread.join().unwrap_or(Ok(()))
     }
 }
 

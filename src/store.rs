@@ -109,7 +109,39 @@ pub struct Store {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Stamp(u64, u64, u64, i64, i64);
 
+impl fmt::Display for Stamp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self(dev, ino, size, sec, nsec) = self;
+        write!(f, "{dev} {ino} {size} {sec} {nsec}")
+    }
+}
+
+/// The cache of stamps of blobs that were whole. What was written and not synced may be lost when the system goes down,
+/// so a stamp counts only until the next start of the system.
+const WHOLE: &str = "whole-1";
+
+/// The kernel's name for the time since this system was started (random(4), boot_id).
+fn boot() -> Option<&'static str> {
+    static BOOT: std::sync::LazyLock<Option<String>> = std::sync::LazyLock::new(|| {
+        let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+        Some(id.trim().to_owned())
+    });
+    BOOT.as_deref()
+}
+
 impl Stamp {
+    fn parse(text: &str) -> Option<Self> {
+        let mut parts = text.split(' ');
+        let mut next = || parts.next();
+        Some(Self(
+            next()?.parse().ok()?,
+            next()?.parse().ok()?,
+            next()?.parse().ok()?,
+            next()?.parse().ok()?,
+            next()?.parse().ok()?,
+        ))
+    }
+
     fn of(meta: &std::fs::Metadata) -> Self {
         Self(
             meta.dev(),
@@ -227,8 +259,8 @@ impl Store {
         Ok(digest)
     }
 
-    /// True if the blob is there and whole: read and hashed now, unless this process did so before and nobody touched it
-    /// since. A damaged one is removed.
+    /// True if the blob is there and whole: read and hashed now, unless that was done since the system was started and
+    /// nobody wrote to it since. A damaged one is removed.
     pub fn verify(&self, digest: &Digest, size: u64) -> bool {
         if self.is_known_whole(digest) {
             return true;
@@ -244,7 +276,7 @@ impl Store {
         whole
     }
 
-    /// True if this process found the blob whole, or wrote it, and nobody touched it since.
+    /// True if the blob was found whole, or was written, since the system was started, and nobody wrote to it since.
     pub fn is_known_whole(&self, digest: &Digest) -> bool {
         let stamp = self.blob_path(digest).metadata().ok().map(|m| Stamp::of(&m));
         stamp.is_some() && stamp == self.known(digest)
@@ -260,10 +292,21 @@ impl Store {
             .verified
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner);
-        verified.get(digest).copied()
+        if let Some(stamp) = verified.get(digest) {
+            return Some(*stamp);
+        }
+        let value = self.cache_get(WHOLE, &format!("{} {}", boot()?, digest.hex()))?;
+        Stamp::parse(std::str::from_utf8(&value).ok()?)
     }
 
     fn remember(&self, digest: &Digest, stamp: Stamp) {
+        if let Some(boot) = boot() {
+            let _ = self.cache_put(
+                WHOLE,
+                &format!("{boot} {}", digest.hex()),
+                stamp.to_string().as_bytes(),
+            );
+        }
         let mut verified = self
             .verified
             .lock()
@@ -297,6 +340,7 @@ impl Store {
             file,
             hasher: sha2::Sha256::new(),
             size: 0,
+            early: None,
         })
     }
 
@@ -395,6 +439,7 @@ pub struct BlobWriter<'a> {
     file: File,
     hasher: sha2::Sha256,
     size: u64,
+    early: Option<crate::scratch::EarlySync>,
 }
 
 impl BlobWriter<'_> {
@@ -406,6 +451,12 @@ impl BlobWriter<'_> {
     /// The digest of the bytes written so far.
     pub fn digest(&self) -> Digest {
         Digest::from_hasher(self.hasher.clone())
+    }
+
+    /// Lets the disk begin before the last byte is written. The store needs no sync, but an output that links to the blob
+    /// does, and would wait for it in the end.
+    pub fn sync_early(&mut self) {
+        self.early = crate::scratch::EarlySync::start(&self.file);
     }
 
     /// Forgets all that was written, for a transfer that begins again.
@@ -468,6 +519,9 @@ impl Write for BlobWriter<'_> {
             self.hasher.update(part);
         }
         self.size += n as u64;
+        if let Some(early) = &mut self.early {
+            early.count(n as u64);
+        }
         Ok(n)
     }
     fn flush(&mut self) -> std::io::Result<()> {

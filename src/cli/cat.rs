@@ -32,8 +32,10 @@ pub(super) fn run(common: &Common, arguments: &Arguments, ui: &Ui) -> anyhow::Re
     let content = source.open(node.id)?;
     let mut out = std::io::stdout().lock();
     for_each_chunk(&*content, |chunk| {
-        out.write_all(chunk)
-            .map_err(|e| Error::io("writing to stdout", e))
+        chunk.bytes(|bytes| {
+            out.write_all(bytes)
+                .map_err(|e| Error::io("writing to stdout", e))
+        })
     })?;
     out.flush()?;
     Ok(code::DONE)

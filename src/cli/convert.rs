@@ -158,11 +158,12 @@ pub(super) fn run(common: &Common, arguments: &Arguments, ui: &Ui) -> anyhow::Re
         print!("{}", prepared.document.to_yaml()?);
         return Ok(code::DONE);
     }
-    let layers = build(machine, &mut prepared, &options.layers, &store, ui)?;
     let outputs = match outputs.is_empty() {
         true => vec![default_output(&prepared)?],
         false => outputs,
     };
+    let linked = outputs.iter().any(|o| matches!(o, Output::Layout { .. }));
+    let layers = build(machine, &mut prepared, &options.layers, linked, &store, ui)?;
     let image = assemble(&prepared, &layers, &options.layers, &store)?;
     let mut written = Vec::new();
     for output in &outputs {

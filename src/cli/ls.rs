@@ -98,9 +98,11 @@ pub(super) fn missing(source: &dyn Source, path: &GuestPath) -> Error {
 fn sha256(source: &dyn Source, node: &Node, stage: &dyn Stage) -> Result<String, Error> {
     let mut hasher = Sha256::new();
     for_each_chunk(&*source.open(node.id)?, |chunk| {
-        hasher.update(chunk);
-        stage.add(chunk.len() as u64);
-        Ok(())
+        chunk.bytes(|bytes| {
+            hasher.update(bytes);
+            stage.add(bytes.len() as u64);
+            Ok(())
+        })
     })?;
     Ok(hex(&hasher.finalize()))
 }

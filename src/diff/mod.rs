@@ -188,9 +188,11 @@ fn same_xattrs(a: &Xattrs, b: &Xattrs) -> bool {
 pub fn hash_content(content: &dyn ReadAt, stage: &dyn Stage) -> Result<ContentHash> {
     let mut hasher = blake3::Hasher::new();
     for_each_chunk(content, |chunk| {
-        hasher.update(chunk);
-        stage.add(chunk.len() as u64);
-        Ok(())
+        chunk.bytes(|bytes| {
+            hasher.update(bytes);
+            stage.add(bytes.len() as u64);
+            Ok(())
+        })
     })?;
     Ok(*hasher.finalize().as_bytes())
 }
@@ -198,15 +200,44 @@ pub fn hash_content(content: &dyn ReadAt, stage: &dyn Stage) -> Result<ContentHa
 /// Bytes that are read at once.
 const CHUNK: usize = 256 << 10;
 
-/// Hands the whole content to `f`, in order, in parts of at most 256 KiB; holes come as zeros that were never read.
+/// A part of a content.
+#[derive(Debug, Clone, Copy)]
+pub enum Chunk<'a> {
+    /// Bytes that were read, at most 256 KiB.
+    Data(&'a [u8]),
+    /// So many zeros that were not.
+    Hole(u64),
+}
+
+impl Chunk<'_> {
+    /// Hands the bytes to `f`, those of a hole in parts.
+    ///
+    /// # Errors
+    /// Those of `f`.
+    pub fn bytes(self, mut f: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
+        static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+        match self {
+            Self::Data(bytes) => f(bytes),
+            Self::Hole(mut left) => {
+                while left > 0 {
+                    let n = usize::try_from(left).unwrap_or(ZEROS.len()).min(ZEROS.len());
+                    f(ZEROS.get(..n).unwrap_or(&ZEROS))?;
+                    left -= n as u64;
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+/// Hands the whole content to `f`, in order, holes as such.
 ///
 /// # Errors
 /// Those of reading and of `f`.
-pub fn for_each_chunk(content: &dyn ReadAt, mut f: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
-    static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+pub fn for_each_chunk(content: &dyn ReadAt, mut f: impl FnMut(Chunk<'_>) -> Result<()>) -> Result<()> {
     let len = content.len();
     let mut at = 0;
-    let mut buf = vec![0; CHUNK.min(usize::try_from(len).unwrap_or(CHUNK))];
+    let mut buf = Vec::new();
     while at < len {
         let extent = content.extent_at(at)?;
         let run = extent.len.min(len - at);
@@ -216,18 +247,18 @@ pub fn for_each_chunk(content: &dyn ReadAt, mut f: impl FnMut(&[u8]) -> Result<(
                 at,
             ));
         }
+        if extent.hole {
+            f(Chunk::Hole(run))?;
+            at += run;
+            continue;
+        }
         let end = at + run;
+        buf.resize(CHUNK.min(usize::try_from(len).unwrap_or(CHUNK)), 0);
         while at < end {
-            let cap = if extent.hole { ZEROS.len() } else { buf.len() };
-            let n = usize::try_from(end - at).unwrap_or(cap).min(cap);
-            let part = if extent.hole {
-                ZEROS.get(..n).unwrap_or(&ZEROS)
-            } else {
-                let part = buf.get_mut(..n).unwrap_or_default();
-                content.read_at(at, part)?;
-                part
-            };
-            f(part)?;
+            let n = usize::try_from(end - at).unwrap_or(buf.len()).min(buf.len());
+            let part = buf.get_mut(..n).unwrap_or_default();
+            content.read_at(at, part)?;
+            f(Chunk::Data(part))?;
             at += n as u64;
         }
     }

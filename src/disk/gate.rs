@@ -6,7 +6,9 @@
 use crate::error::{Error, Result};
 use crate::read_at::HostFile;
 use rustix::fs::{Mode, OFlags};
+use std::ffi::OsStr;
 use std::fs::Metadata;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
@@ -14,6 +16,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 /// How many images may stand behind one another, the first included.
 pub const MAX_CHAIN: usize = 16;
+
+/// Why a name is refused that leads to a file which may well exist.
+const OUTSIDE: &str = "lies outside the image's directory, or is hidden there";
 
 /// The directories that images may open further files in, besides their own.
 #[derive(Debug, Default)]
@@ -146,9 +151,7 @@ impl<'a> Chain<'a> {
                     .hint("make one file of it with `qemu-img convert`, and use that"),
             );
         }
-        let named = Path::new(<std::ffi::OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(
-            name,
-        ));
+        let named = Path::new(OsStr::from_bytes(name));
         let here = from.path.parent().unwrap_or(Path::new("/"));
         let joined = here.join(named);
         let allow = |dir: &Path| {
@@ -163,18 +166,17 @@ impl<'a> Chain<'a> {
             Err(e) => {
                 // Whether a file outside exists is no business of an image: it is refused the same way.
                 let dir = joined.parent().and_then(|d| d.canonicalize().ok());
-                return Err(match dir {
-                    Some(dir) if self.inside(&dir) => {
+                return Err(match (dir, joined.file_name()) {
+                    (Some(dir), Some(file)) if self.inside(&dir.join(file)) => {
                         Error::io(format!("opening {role} {shown:?} of {}", from.name), e)
                     }
-                    _ => refused("lies outside the image's directory")
-                        .hint(allow(joined.parent().unwrap_or(here))),
+                    _ => refused(OUTSIDE).hint(allow(joined.parent().unwrap_or(here))),
                 });
             }
         };
         let dir = full.parent().unwrap_or(Path::new("/"));
-        if !self.inside(dir) {
-            return Err(refused("lies outside the image's directory").hint(allow(dir)));
+        if !self.inside(&full) {
+            return Err(refused(OUTSIDE).hint(allow(dir)));
         }
         let special = ["/proc", "/sys", "/dev"].iter().any(|d| full.starts_with(d));
         let regular = full.symlink_metadata().is_ok_and(|m| m.is_file());
@@ -202,8 +204,15 @@ impl<'a> Chain<'a> {
         Ok(image)
     }
 
-    fn inside(&self, dir: &Path) -> bool {
-        dir.starts_with(&self.home) || self.gate.allowed.iter().any(|a| dir.starts_with(a))
+    /// True if the canonical path `path` lies below the image's directory or one that the user allowed. Hidden files and
+    /// directories below the image's own are none of its business: an image in a home directory may not name keys.
+    fn inside(&self, path: &Path) -> bool {
+        let hidden = |below: &Path| below.iter().any(|part| part.as_bytes().starts_with(b"."));
+        let own = path.strip_prefix(&self.home).is_ok_and(|below| {
+            let alone = self.home.parent().is_some() || below.parent() == Some(Path::new(""));
+            alone && !hidden(below)
+        });
+        own || self.gate.allowed.iter().any(|a| path.starts_with(a))
     }
 }
 

@@ -1,6 +1,7 @@
 //! Filesystems: bytes of a volume in, a tree of files out. Nothing is ever written.
 
 mod ext4;
+pub mod identity;
 
 use crate::bytes::{be16, le16, le32, le64};
 use crate::error::{Error, Result};

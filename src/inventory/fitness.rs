@@ -1,8 +1,10 @@
 //! How fit a machine is for a container: rules over the inventory, each with its evidence.
 
+use super::command::redacted;
 use super::data::Kind;
 use super::{BaseMatch, Inventory};
-use crate::error::Result;
+use crate::error::{Escaped, Result};
+use crate::source::fstab::{self, Purpose};
 use crate::source::{Source, read_file};
 
 /// How much a finding matters.
@@ -27,27 +29,6 @@ pub struct Finding {
     /// What was seen.
     pub evidence: String,
 }
-
-/// Filesystem types of fstab(5) that need the kernel of the machine and a network.
-const NETWORK: &[&str] = &[
-    "nfs",
-    "nfs4",
-    "cifs",
-    "smbfs",
-    "smb3",
-    "ceph",
-    "glusterfs",
-    "lustre",
-    "gpfs",
-    "9p",
-    "afs",
-    "ocfs2",
-    "gfs2",
-    "fuse.sshfs",
-    "fuse.s3fs",
-    "fuse.glusterfs",
-    "fuse.ceph",
-];
 
 /// All findings about the machine. `today` is an ISO day.
 ///
@@ -138,11 +119,15 @@ pub fn find(
             _ => {}
         }
     }
-    for (kind, line) in mounts(source)? {
-        if kind == "swap" {
-            add("swap", Severity::Info, format!("/etc/fstab: {line}"));
-        } else if NETWORK.contains(&kind.as_str()) {
-            add("network-mount", Severity::Warning, format!("/etc/fstab: {line}"));
+    let table = read_file(source, "/etc/fstab", 1 << 20)?.unwrap_or_default();
+    for line in fstab::parse(&table) {
+        // Options may hold passwords, and so may the name of a share.
+        let shown = format!("{} {} {}", Escaped(&line.spec), Escaped(&line.file), line.kind);
+        let evidence = format!("/etc/fstab: {}", redacted(&shown));
+        if line.kind == "swap" {
+            add("swap", Severity::Info, evidence);
+        } else if line.purpose() == Purpose::Network {
+            add("network-mount", Severity::Warning, evidence);
         }
     }
     let services: Vec<&str> = inventory.applications().map(|s| s.name.as_str()).collect();
@@ -189,21 +174,6 @@ fn listed_modules(source: &dyn Source) -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// Type and device with mount point of each line of fstab(5). Options are left out: they may hold passwords.
-fn mounts(source: &dyn Source) -> Result<Vec<(String, String)>> {
-    let bytes = read_file(source, "/etc/fstab", 1 << 20)?.unwrap_or_default();
-    let mut found = Vec::new();
-    for line in String::from_utf8_lossy(&bytes).lines().map(str::trim) {
-        let mut words = line.split_ascii_whitespace();
-        if let (Some(device), Some(place), Some(kind)) = (words.next(), words.next(), words.next())
-            && !device.starts_with('#')
-        {
-            found.push((kind.to_owned(), format!("{device} {place} {kind}")));
-        }
-    }
-    Ok(found)
-}
-
 /// Today in UTC as an ISO day.
 pub fn today() -> String {
     let seconds = std::time::SystemTime::now()
@@ -233,6 +203,47 @@ fn day(days: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn rules_show_their_evidence() {
+        let distros = crate::distro::Distros::load(None).unwrap();
+        let source = crate::source::memory::MemorySource::new("m")
+            .file(
+                "/etc/os-release",
+                "ID=debian\nVERSION_ID=9\nPRETTY_NAME=\"Debian 9\"\n",
+            )
+            .file(
+                "/etc/fstab",
+                "UUID=1 / ext4 defaults 0 1\n/swapfile none swap sw 0 0\n\
+                 //nas/share /mnt cifs username=u,password=hunter2 0 0\n",
+            )
+            .file("/etc/modules", "# none\nzfs\n")
+            .dir("/var/lib/dkms/nvidia")
+            .file("/var/lib/docker/overlay2/x/file", "12")
+            .file("/var/lib/mysql/ibdata1", "123")
+            .file("/var/spool/cron/crontabs/root", "@daily x\n")
+            .build();
+        let taken = super::super::take(&source, &distros).unwrap();
+        let shown: Vec<String> = taken
+            .fitness
+            .iter()
+            .map(|f| format!("{}: {}", f.rule, f.evidence))
+            .collect();
+        for line in [
+            "end-of-life: Debian 9: ordinary support ended on 2020-07-18",
+            "packages-unknown: no package database was found",
+            "kernel-modules: built with dkms: nvidia",
+            "kernel-modules: loaded at start: zfs",
+            "machines-inside: /var/lib/docker: 1 files, 2 bytes",
+            "database: /var/lib/mysql: 1 files, 3 bytes that belong in a volume",
+            "swap: /etc/fstab: /swapfile none swap",
+            "network-mount: /etc/fstab: //nas/share /mnt cifs",
+            "scheduled-jobs: /var/spool/cron/crontabs/root",
+        ] {
+            assert!(shown.iter().any(|s| s == line), "{line} is not in {shown:#?}");
+        }
+        assert!(!format!("{taken:?}").contains("hunter2"));
+    }
 
     #[test]
     fn days() {

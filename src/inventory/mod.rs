@@ -16,7 +16,8 @@ pub use command::{ServiceChoice, default_cmd, default_service, service};
 pub use scan::{SCHEMA, ScanDocument, scan_document};
 
 use crate::distro::Distros;
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::path::GuestPath;
 use crate::pkgdb::{self, Alternative, Owners, Package, StatOverride};
 use crate::source::{FilesystemInfo, Source};
 use crate::tree::Problem;
@@ -78,39 +79,43 @@ pub struct DatabaseFailure {
 }
 
 impl Inventory {
-    /// The services that are no part of the base system, by name.
+    /// The services that are no part of the base system and keep running, by name.
     pub fn applications(&self) -> impl Iterator<Item = &services::Service> {
-        self.services.iter().filter(|s| !s.base)
+        self.services
+            .iter()
+            .filter(|s| !s.base && s.kind.as_deref() != Some("oneshot"))
     }
 }
 
 /// Takes the inventory of a machine.
 ///
-/// A package database that cannot be read does not end the work: `packages` is `None` then, and `database_failure`
-/// says why.
+/// What cannot be read does not end the work: it becomes a problem, and what depends on it stays unknown. For a package
+/// database `packages` is `None` then, and `database_failure` says why.
 ///
 /// # Errors
-/// As the source's reader, where the file that was asked for cannot be read at all.
+/// [`Error::Usage`] if a rule of a user's distribution file makes no sense.
 pub fn take(source: &dyn Source, distros: &Distros) -> Result<Inventory> {
+    let mut problems = source.problems().to_vec();
     let mut inventory = Inventory {
         name: source.name(),
-        os: os::read(source, distros)?,
-        hostname: os::hostname(source)?,
+        os: or_default(os::read(source, distros), "/etc/os-release", &mut problems)?,
+        hostname: or_default(os::hostname(source), "/etc/hostname", &mut problems)?,
         filesystems: source.filesystems().to_vec(),
-        problems: source.problems().to_vec(),
         ..Inventory::default()
     };
     take_packages(source, distros, &mut inventory);
-    check_architecture(source, &mut inventory)?;
+    check_architecture(source, &mut inventory);
     let packages = inventory.packages.as_deref().unwrap_or_default();
     inventory.owners = pkgdb::owners(source.tree(), packages);
     let distro = inventory.os.distro.as_deref();
-    let started = services::find(source, distros, distro, packages, &inventory.owners)?;
+    let started = services::find(source, distros, distro, packages, &inventory.owners);
+    let started = or_default(started, "/etc", &mut problems)?;
+    problems.extend(started.problems);
     inventory.secrets = secrets::Rules::new(distros)?.find(source.tree(), packages, &inventory.owners);
     inventory.services = started.services;
     inventory.timers = started.timers;
     inventory.ports = started.ports;
-    let (users, bad) = users::read(source)?;
+    let (users, bad) = or_default(users::read(source), "/etc/passwd", &mut problems)?;
     inventory.users = users;
     if bad > 0 {
         let note = format!("/etc/passwd has {bad} lines that are no users");
@@ -123,8 +128,26 @@ pub fn take(source: &dyn Source, distros: &Distros) -> Result<Inventory> {
         "/bin/sh".to_owned()
     };
     let base = distros.base_for(&inventory.os);
-    inventory.fitness = fitness::find(source, &inventory, &base, &fitness::today())?;
+    let fitness = fitness::find(source, &inventory, &base, &fitness::today());
+    inventory.fitness = or_default(fitness, "/etc/fstab", &mut problems)?;
+    problems.append(&mut inventory.problems);
+    inventory.problems = problems;
     Ok(inventory)
+}
+
+/// The value, or nothing and a problem at `path`. Only a user's own mistake is passed on.
+fn or_default<T: Default>(result: Result<T>, path: &str, problems: &mut Vec<Problem>) -> Result<T> {
+    match result {
+        Ok(value) => Ok(value),
+        Err(e @ Error::Usage { .. }) => Err(e),
+        Err(e) => {
+            problems.push(Problem {
+                path: GuestPath::lenient(path.as_bytes())?,
+                what: e.to_string(),
+            });
+            Ok(T::default())
+        }
+    }
 }
 
 fn take_packages(source: &dyn Source, distros: &Distros, inventory: &mut Inventory) {
@@ -142,7 +165,7 @@ fn take_packages(source: &dyn Source, distros: &Distros, inventory: &mut Invento
         Ok(None) => inventory.notes.push("no package database was found".to_owned()),
         Err(e) => {
             inventory.problems.push(Problem {
-                path: crate::path::GuestPath::root(),
+                path: GuestPath::root(),
                 what: e.to_string(),
             });
             inventory.database_failure = Some(DatabaseFailure {
@@ -154,13 +177,13 @@ fn take_packages(source: &dyn Source, distros: &Distros, inventory: &mut Invento
 }
 
 /// Lets the package database speak where no program tells the architecture, and notes where the two disagree.
-fn check_architecture(source: &dyn Source, inventory: &mut Inventory) -> Result<()> {
+fn check_architecture(source: &dyn Source, inventory: &mut Inventory) {
     if inventory.database != Some(pkgdb::dpkg::NAME) {
-        return Ok(());
+        return;
     }
     let packages = inventory.packages.as_deref().unwrap_or_default();
-    let Some(native) = pkgdb::dpkg::native_arch(source, packages)? else {
-        return Ok(());
+    let Ok(Some(native)) = pkgdb::dpkg::native_arch(source, packages) else {
+        return;
     };
     let stated = pkgdb::dpkg::oci_arch(&native);
     match (inventory.os.arch, stated) {
@@ -174,5 +197,93 @@ fn check_architecture(source: &dyn Source, inventory: &mut Inventory) -> Result<
         (Some(_), Some(stated)) => inventory.os.arch = Some(stated),
         _ => {}
     }
-    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::read_at::ReadAt;
+    use crate::source::memory::MemorySource;
+    use crate::tree::{FileId, Tree};
+    use std::sync::Arc;
+
+    /// A machine on a disk whose files can be listed but not read.
+    struct Torn(MemorySource);
+
+    impl Source for Torn {
+        fn name(&self) -> String {
+            "torn".to_owned()
+        }
+        fn tree(&self) -> &Tree {
+            self.0.tree()
+        }
+        fn open(&self, _: FileId) -> Result<Arc<dyn ReadAt>> {
+            Err(Error::corrupt("an extent behind the end", 7))
+        }
+        fn problems(&self) -> &[Problem] {
+            &[]
+        }
+    }
+
+    fn machine() -> crate::source::memory::Builder {
+        MemorySource::new("m")
+            .file("/etc/os-release", "ID=debian\nVERSION_ID=12\n")
+            .file("/etc/hostname", "web\n")
+            .file("/etc/passwd", "root:x:0:0::/root:/bin/bash\n")
+            .file("/etc/fstab", "")
+            .file("/bin/bash", crate::arch::tests::header(2, 1, 183, 0))
+            .file(
+                "/var/lib/dpkg/status",
+                "Package: dpkg\nStatus: install ok installed\nArchitecture: arm64\nVersion: 1\n",
+            )
+            .file(
+                "/lib/systemd/system/app.service",
+                "[Service]\nExecStart=/srv/app\n",
+            )
+            .symlink(
+                "/etc/systemd/system/multi-user.target.wants/app.service",
+                "/lib/systemd/system/app.service",
+            )
+    }
+
+    #[test]
+    fn a_whole_machine() {
+        let distros = Distros::load(None).unwrap();
+        let taken = take(&machine().build(), &distros).unwrap();
+        assert_eq!(taken.hostname.as_deref(), Some("web"));
+        assert_eq!(taken.os.arch.unwrap().to_string(), "arm64");
+        assert_eq!(taken.packages.as_ref().unwrap().len(), 1);
+        assert_eq!(default_cmd(&taken), ["/srv/app"]);
+        assert_eq!(service(&taken, "app.service").unwrap().cmd, ["/srv/app"]);
+        let error = service(&taken, "nothing").unwrap_err();
+        assert_eq!(error.code(), crate::error::code::USAGE);
+    }
+
+    #[test]
+    fn architectures_that_disagree_are_noted() {
+        let other = machine().file("/var/lib/dpkg/arch", "amd64\n").build();
+        let taken = take(&other, &Distros::load(None).unwrap()).unwrap();
+        assert_eq!(taken.os.arch.unwrap().to_string(), "arm64");
+        assert!(
+            taken.notes.iter().any(|n| n.contains("amd64")),
+            "{:?}",
+            taken.notes
+        );
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_listed_and_unknown() {
+        let taken = take(&Torn(machine().build()), &Distros::load(None).unwrap()).unwrap();
+        assert!(taken.packages.is_none() && taken.hostname.is_none() && taken.os.id.is_none());
+        let failure = taken.database_failure.as_ref().unwrap();
+        assert_eq!(failure.code, crate::error::code::CORRUPT);
+        for part in ["/etc/os-release", "/etc/hostname", "/etc/passwd", "/etc/fstab"] {
+            assert!(
+                taken.problems.iter().any(|p| p.path.to_string() == part),
+                "{part}: {:?}",
+                taken.problems
+            );
+        }
+        assert!(taken.problems.iter().any(|p| p.what.contains("app.service")));
+    }
 }

@@ -7,6 +7,7 @@ use crate::path::GuestPath;
 use crate::pkgdb::{Owners, Package};
 use crate::read_at::read_all;
 use crate::source::{Source, read_file};
+use crate::tree::Problem;
 use globset::{Glob, GlobSet, GlobSetBuilder};
 use std::collections::BTreeMap;
 
@@ -65,6 +66,8 @@ pub struct Started {
     pub timers: Vec<String>,
     /// Ports of enabled sockets; `None` if no unit tells one.
     pub ports: Option<Vec<Port>>,
+    /// Units that could not be read.
+    pub problems: Vec<Problem>,
 }
 
 const LIMIT: u64 = 1 << 20;
@@ -305,9 +308,27 @@ pub fn find(
     let mut started = Started::default();
     let mut services: BTreeMap<String, Service> = BTreeMap::new();
     let mut ports = Vec::new();
-    for (name, enabled) in unit::wanted(source.tree()) {
-        let Found::Unit(unit) = unit::find(source, &name)? else {
-            continue;
+    let tree = source.tree();
+    let systemd = ["/usr/lib/systemd/systemd", "/lib/systemd/systemd"]
+        .iter()
+        .any(|path| tree.find(path).is_some());
+    // Packages bring units to machines with another init too.
+    let units = if systemd || tree.find("/sbin/init").is_none() {
+        unit::wanted(tree)
+    } else {
+        Vec::new()
+    };
+    for (name, enabled) in units {
+        let unit = match unit::find(source, &name) {
+            Ok(Found::Unit(unit)) => unit,
+            Ok(Found::Masked | Found::Missing) => continue,
+            Err(e) => {
+                started.problems.push(Problem {
+                    path: GuestPath::root(),
+                    what: format!("unit {name}: {e}"),
+                });
+                continue;
+            }
         };
         if name.ends_with(".timer") {
             started.timers.push(name);
@@ -324,7 +345,11 @@ pub fn find(
         .chain(upstart(source)?)
         .chain(openrc(source))
     {
-        services.entry(service.name.clone()).or_insert(service);
+        // systemd-sysv-generator(8): a script is not run if there is a unit of its name, even one that is not enabled.
+        let unit = format!("{}.service", service.name);
+        if !systemd || matches!(unit::find(source, &unit), Ok(Found::Missing)) {
+            services.entry(service.name.clone()).or_insert(service);
+        }
     }
     for service in services.values_mut() {
         service.base |= base.is_match(&service.name);
@@ -522,9 +547,44 @@ mod tests {
     use crate::source::memory::MemorySource;
 
     #[test]
+    fn units_on_a_machine_with_another_init() {
+        let source = MemorySource::new("m")
+            .file("/sbin/init", "")
+            .file("/sbin/initctl", "")
+            .file("/lib/systemd/system/web.service", "[Service]\nExecStart=/bin/web\n")
+            .symlink(
+                "/etc/systemd/system/multi-user.target.wants/web.service",
+                "/lib/systemd/system/web.service",
+            )
+            .file("/etc/init.d/old", "")
+            .symlink("/etc/rc2.d/S20old", "../init.d/old")
+            .file(
+                "/etc/init/job.conf",
+                "description \"a job\"\nstart on runlevel [2345]\nenv A=\"1\"\nexpect fork\nexec /bin/job -d\n",
+            )
+            .file("/etc/init/off.conf", "start on startup\nexec /bin/off\n")
+            .file("/etc/init/off.override", "manual\n")
+            .symlink("/etc/runlevels/default/rc-job", "/etc/init.d/old")
+            .build();
+        let distros = Distros::load(None).unwrap();
+        let found = find(&source, &distros, None, &[], &Owners::default()).unwrap();
+        let names: Vec<_> = found
+            .services
+            .iter()
+            .map(|s| (s.name.as_str(), s.manager))
+            .collect();
+        assert_eq!(names, [("job", "upstart"), ("old", "sysv"), ("rc-job", "openrc")]);
+        assert_eq!(found.services[0].kind.as_deref(), Some("forking"));
+        assert_eq!(found.services[0].environment, [("A".to_owned(), "1".to_owned())]);
+    }
+
+    #[test]
     fn systems_old_and_new() {
         let distros = Distros::load(None).unwrap();
         let source = MemorySource::new("m")
+            .file("/lib/systemd/systemd", "")
+            .file("/lib/systemd/system/both.service", "[Service]\nExecStart=/bin/both\n")
+            .symlink("/etc/rc2.d/S01both", "../init.d/legacy")
             .file(
                 "/lib/systemd/system/shop.service",
                 "[Unit]\nDescription=Shop\n[Service]\nType=notify\nExecStart=/srv/shop/run --port 80\nUser=shop\n\

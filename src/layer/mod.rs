@@ -3,7 +3,7 @@
 pub mod compress;
 pub mod tar;
 
-use crate::diff::{ContentHash, Known, for_each_chunk};
+use crate::diff::{Chunk, ContentHash, Known, for_each_chunk};
 use crate::error::{Error, Result};
 use crate::plan::{Action, LayerPlan, Rewritten};
 use crate::progress::Stage;
@@ -183,24 +183,13 @@ fn read_ahead(material: Material<'_>, layer: &LayerPlan, to: &Sender<Part>) {
                 content.read_at(0, &mut bytes)?;
                 return to.send(Part::Bytes(bytes)).map_err(|_| gone());
             }
-            let mut zeros = 0u64;
             for_each_chunk(&*content, |chunk| {
-                // Long holes travel as a number.
-                if chunk.iter().all(|b| *b == 0) {
-                    zeros += chunk.len() as u64;
-                    return Ok(());
-                }
-                if zeros > 0 {
-                    to.send(Part::Zeros(std::mem::take(&mut zeros)))
-                        .map_err(|_| gone())?;
-                }
-                to.send(Part::Bytes(chunk.to_vec())).map_err(|_| gone())
-            })?;
-            if zeros > 0 {
-                to.send(Part::Zeros(zeros)).map_err(|_| gone())
-            } else {
-                Ok(())
-            }
+                let part = match chunk {
+                    Chunk::Data(bytes) => Part::Bytes(bytes.to_vec()),
+                    Chunk::Hole(len) => Part::Zeros(len),
+                };
+                to.send(part).map_err(|_| gone())
+            })
         });
         if let Err(e) = read {
             let _ = to.send(Part::Failed(e));
@@ -220,7 +209,6 @@ fn write_tar(
     out: &mut Hashing<'_>,
     stage: &dyn Stage,
 ) -> Result<Known> {
-    static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
     let mut hashes: HashMap<FileId, ContentHash> = HashMap::new();
     for step in &layer.steps {
         let before = out.size;
@@ -259,14 +247,10 @@ fn write_tar(
                     bytes.len() as u64
                 }
                 Ok(Part::Zeros(len)) => {
-                    let mut left = len;
-                    while left > 0 {
-                        let n = usize::try_from(left).unwrap_or(ZEROS.len()).min(ZEROS.len());
-                        let zeros = ZEROS.get(..n).unwrap_or(&ZEROS);
+                    Chunk::Hole(len).bytes(|zeros| {
                         hasher.update(zeros);
-                        write(out, zeros)?;
-                        left -= n as u64;
-                    }
+                        write(out, zeros)
+                    })?;
                     len
                 }
                 Ok(Part::Failed(e)) => return Err(unreadable(path, e)),

@@ -194,7 +194,7 @@ fn unpacked(host: &HostFile, name: &str, store: &Store) -> Result<HostFile> {
 }
 
 impl Blobs for Archive {
-    fn document(&self, digest: &Digest, size: u64) -> Result<Vec<u8>> {
+    fn document(&self, _kind: super::Kind, digest: &Digest, size: u64) -> Result<Vec<u8>> {
         let (offset, len) = self.need(&format!("blobs/sha256/{}", digest.hex()))?;
         read_document(self.part(offset, len), digest, size)
     }
@@ -219,7 +219,8 @@ pub(crate) fn open_oci(
     }
     let index: ImageIndex = super::parse(&archive.read("index.json")?, "index.json")?;
     let descriptor = layout::choose(&index, name, reference, options)?;
-    super::resolve(&archive, descriptor, reference, options)
+    let document = (super::digest_of(descriptor)?, descriptor.size());
+    super::resolve(&archive, document, reference, options)
 }
 
 /// An element of docker's `manifest.json`.

@@ -1,16 +1,11 @@
 //! A file that appears whole or not at all: written beside its name, synced, renamed.
 
 use crate::error::{Error, Result};
-use crate::scratch::{self, Scratch};
+use crate::scratch::{self, EarlySync, SYNC_EVERY, Scratch};
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc;
-use std::thread::JoinHandle;
-
-/// After so many bytes the disk is told to begin, so that the sync in the end has little left to wait for.
-const SYNC_EVERY: u64 = 64 << 20;
 
 /// A file on its way to its name. Dropped before [`Durable::finish`] it leaves nothing.
 pub(crate) struct Durable {
@@ -18,8 +13,7 @@ pub(crate) struct Durable {
     scratch: Scratch,
     target: PathBuf,
     written: u64,
-    unsynced: u64,
-    syncer: Option<(mpsc::Sender<()>, JoinHandle<std::io::Result<()>>)>,
+    early: Option<EarlySync>,
 }
 
 impl Durable {
@@ -48,8 +42,7 @@ impl Durable {
             scratch,
             target: target.to_owned(),
             written: 0,
-            unsynced: 0,
-            syncer: None,
+            early: None,
         })
     }
 
@@ -115,42 +108,18 @@ impl Durable {
 
     fn count(&mut self, bytes: u64) {
         self.written += bytes;
-        self.unsynced += bytes;
-        if self.unsynced >= SYNC_EVERY {
-            self.unsynced = 0;
-            if self.syncer.is_none() {
-                self.syncer = self.start_syncer();
-            }
-            if let Some((ping, _)) = &self.syncer {
-                let _ = ping.send(());
-            }
+        if self.early.is_none() && self.written >= SYNC_EVERY {
+            self.early = EarlySync::start(&self.file);
         }
-    }
-
-    /// A thread that syncs each time it is told to; none is no error, the last sync is enough.
-    fn start_syncer(&self) -> Option<(mpsc::Sender<()>, JoinHandle<std::io::Result<()>>)> {
-        let file = self.file.try_clone().ok()?;
-        let (ping, pings) = mpsc::channel();
-        let thread = std::thread::Builder::new()
-            .name("sync".to_owned())
-            .spawn(move || {
-                while pings.recv().is_ok() {
-                    while pings.try_recv().is_ok() {}
-                    file.sync_data()?;
-                }
-                Ok(())
-            })
-            .ok()?;
-        Some((ping, thread))
+        if let Some(early) = &mut self.early {
+            early.count(bytes);
+        }
     }
 
     /// Syncs the file, gives it its name and syncs the directory.
     pub(crate) fn finish(mut self) -> Result<u64> {
-        if let Some((ping, thread)) = self.syncer.take() {
-            drop(ping);
-            if let Ok(result) = thread.join() {
-                result.map_err(|e| self.failed(e))?;
-            }
+        if let Some(early) = self.early.take() {
+            early.finish().map_err(|e| self.failed(e))?;
         }
         self.file.sync_all().map_err(|e| self.failed(e))?;
         std::fs::rename(self.scratch.path(), &self.target).map_err(|e| self.failed(e))?;

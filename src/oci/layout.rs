@@ -24,7 +24,7 @@ impl Layout<'_> {
 }
 
 impl Blobs for Layout<'_> {
-    fn document(&self, digest: &Digest, size: u64) -> Result<Vec<u8>> {
+    fn document(&self, _kind: super::Kind, digest: &Digest, size: u64) -> Result<Vec<u8>> {
         let path = self.path(digest);
         let file = File::open(&path).map_err(|e| missing(&path, e))?;
         read_document(file, digest, size)
@@ -67,7 +67,8 @@ pub(crate) fn open(
     super::check_document_size("index.json", bytes.len() as u64)?;
     let index: ImageIndex = super::parse(&bytes, &path.display().to_string())?;
     let descriptor = choose(&index, tag, reference, options)?;
-    super::resolve(&Layout { dir }, descriptor, reference, options)
+    let document = (super::digest_of(descriptor)?, descriptor.size());
+    super::resolve(&Layout { dir }, document, reference, options)
 }
 
 /// The names that a descriptor of a layout's index carries.

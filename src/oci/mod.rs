@@ -5,12 +5,14 @@
 //! the digest and size that the manifest promised, and the manifest against the digest that led to it.
 
 pub(crate) mod archive;
+mod auth;
 mod config;
 mod durable;
 pub(crate) mod layer;
 mod layout;
 pub(crate) mod listing;
 mod reference;
+mod registry;
 mod sparse;
 pub(crate) mod tar;
 mod write;
@@ -18,6 +20,7 @@ mod write_archive;
 
 pub use config::{NewConfig, NewHistory, image_config, rfc3339};
 pub use reference::{Output, Reference, RegistryName};
+pub use registry::Remote;
 pub use write::{NewImage, Written, manifest, write};
 
 use crate::error::{Error, Result};
@@ -134,6 +137,8 @@ pub enum BlobSource {
     File(PathBuf),
     /// A part of a file, from this offset.
     Part(Arc<dyn ReadAt>, u64),
+    /// In a registry; it is fetched into the store when it is needed.
+    Registry(Arc<Remote>),
 }
 
 impl std::fmt::Debug for BlobSource {
@@ -142,6 +147,7 @@ impl std::fmt::Debug for BlobSource {
             Self::Store(_) => f.write_str("Store"),
             Self::File(path) => write!(f, "File({})", path.display()),
             Self::Part(_, offset) => write!(f, "Part({offset})"),
+            Self::Registry(remote) => remote.fmt(f),
         }
     }
 }
@@ -174,11 +180,52 @@ impl Layer {
     pub fn open(&self) -> Result<BlobReader> {
         open_blob(&self.source, &self.digest, self.size)
     }
+
+    /// The store that the blob is in, or comes to when it is fetched.
+    pub(crate) fn store(&self) -> Option<&Arc<Store>> {
+        match &self.source {
+            BlobSource::Store(store) => Some(store),
+            BlobSource::Registry(remote) => Some(remote.store()),
+            BlobSource::File(_) | BlobSource::Part(..) => None,
+        }
+    }
+}
+
+/// Fetches those of `layers` that are in a registry and not in the store yet, several at once.
+///
+/// # Errors
+/// [`Error::Network`] if they cannot be had, [`Error::Corrupt`] if they are not what their descriptors say.
+pub fn fetch<'a>(layers: impl IntoIterator<Item = &'a Layer>, progress: &dyn Progress) -> Result<()> {
+    type Wanted<'a> = (&'a Arc<Remote>, Vec<(Digest, u64)>);
+    let mut by_remote: Vec<Wanted> = Vec::new();
+    for layer in layers {
+        let BlobSource::Registry(remote) = &layer.source else {
+            continue;
+        };
+        if remote.store().has(&layer.digest) {
+            continue;
+        }
+        let blob = (layer.digest, layer.size);
+        match by_remote.iter_mut().find(|(r, _)| Arc::ptr_eq(r, remote)) {
+            Some((_, blobs)) => blobs.push(blob),
+            None => by_remote.push((remote, vec![blob])),
+        }
+    }
+    for (remote, blobs) in by_remote {
+        let total = blobs.iter().map(|(_, size)| size).sum();
+        let stage = progress.stage(&format!("fetching {}", remote.name()), Some(total));
+        remote.fetch_all(&blobs, &*stage)?;
+    }
+    Ok(())
 }
 
 /// See [`Layer::open`].
 pub(crate) fn open_blob(source: &BlobSource, digest: &Digest, size: u64) -> Result<BlobReader> {
     let from: Box<dyn Read + Send> = match source {
+        BlobSource::Registry(remote) => {
+            remote.fetch(digest, size, &crate::progress::Silent)?;
+            return open_blob(&BlobSource::Store(Arc::clone(remote.store())), digest, size);
+        }
         BlobSource::Store(store) => {
             let missing = || {
                 Error::io(
@@ -273,16 +320,23 @@ pub fn open(reference: &Reference, options: &OpenOptions, _progress: &dyn Progre
         Reference::DockerArchive { file, name } => {
             archive::open_docker(reference, file, name.as_deref(), options)
         }
-        Reference::Registry(_) => Err(Error::unsupported("registries")),
+        Reference::Registry(name) => registry::open(reference, name, options),
         Reference::DockerDaemon(_) => Err(Error::unsupported("docker-daemon: is not supported yet")
             .hint("save the image with `docker save -o FILE` and read it as docker-archive:FILE")),
     }
 }
 
+/// Which document is asked for: registries keep manifests apart from blobs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Manifest,
+    Config,
+}
+
 /// Something that has blobs by digest: what a layout, an archive and a registry have in common.
 pub(crate) trait Blobs {
     /// A document of `size` bytes, checked against its digest. `size` is at most [`MAX_DOCUMENT`].
-    fn document(&self, digest: &Digest, size: u64) -> Result<Vec<u8>>;
+    fn document(&self, kind: Kind, digest: &Digest, size: u64) -> Result<Vec<u8>>;
     /// Where the blob is.
     fn source(&self, digest: &Digest) -> Result<BlobSource>;
 }
@@ -425,20 +479,18 @@ pub(crate) fn select<'a>(
     })
 }
 
-/// Follows a descriptor through indexes to a manifest and makes the image of it.
+/// Follows digest and size of a document through indexes to a manifest and makes the image of it.
 pub(crate) fn resolve(
     blobs: &dyn Blobs,
-    descriptor: &Descriptor,
+    (mut digest, mut size): (Digest, u64),
     reference: &Reference,
     options: &OpenOptions,
 ) -> Result<Image> {
     let name = reference.to_string();
-    let mut digest = digest_of(descriptor)?;
-    let mut size = descriptor.size();
     // An index of indexes is allowed; more than two of them in a row are a trick.
     for _ in 0..4 {
         check_document_size("a manifest", size)?;
-        let bytes = blobs.document(&digest, size)?;
+        let bytes = blobs.document(Kind::Manifest, &digest, size)?;
         match document(&bytes, &format!("manifest {digest} of {name}"))? {
             Document::Manifest(manifest) => {
                 return image(blobs, digest, bytes, &manifest, reference, options);
@@ -476,7 +528,7 @@ pub(crate) fn image(
         )));
     }
     check_document_size("a config", manifest.config().size())?;
-    let config_bytes = blobs.document(&config_digest, manifest.config().size())?;
+    let config_bytes = blobs.document(Kind::Config, &config_digest, manifest.config().size())?;
     let config: ImageConfiguration = parse(&config_bytes, &format!("config {config_digest} of {name}"))?;
     let diff_ids = config.rootfs().diff_ids();
     if manifest.layers().len() != diff_ids.len() {

@@ -2,7 +2,7 @@
 
 use super::durable::{Durable, parent, sync_dir};
 use super::layout::{IMAGE_NAME, REF_NAME};
-use super::{BlobSource, Layer, Output, RegistryName, media_type};
+use super::{Layer, Output, RegistryName, media_type};
 use crate::error::{Error, Result};
 use crate::progress::{Progress, Stage};
 use crate::scratch::{self, Scratch};
@@ -127,6 +127,7 @@ pub fn manifest(config: &[u8], layers: &[Layer]) -> Result<Vec<u8>> {
 /// [`Error::Io`] naming the output, [`Error::Corrupt`] if a blob is not what its descriptor says,
 /// [`Error::Unsupported`] for registries and engines, [`Error::Usage`] for names that cannot be.
 pub fn write(output: &Output, image: &NewImage, progress: &dyn Progress) -> Result<Written> {
+    super::fetch(image.blobs(), progress)?;
     let total: u64 = image.blobs().map(|l| l.size).sum();
     let stage = progress.stage(&format!("writing {output}"), Some(total));
     let (path, bytes) = match output {
@@ -233,8 +234,11 @@ fn add(dir: &Path, shown: &Path, tag: Option<&str>, image: &NewImage, stage: &dy
     let _ = rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive);
     let mut manifests = existing(dir, shown)?;
     let blobs = dir.join("blobs/sha256");
-    std::fs::create_dir_all(&blobs).map_err(failed)?;
     let mut made = Vec::new();
+    if !blobs.is_dir() {
+        made.push(Scratch::new(dir.join("blobs")));
+        std::fs::create_dir_all(&blobs).map_err(failed)?;
+    }
     let mut bytes = 0;
     for layer in image.blobs() {
         let path = blobs.join(layer.digest.hex());
@@ -318,7 +322,7 @@ fn put_document(bytes: &[u8], path: &Path) -> Result<Scratch> {
 
 /// Puts a layer's blob at `path`: a hard link to the store's where that is possible, else a copy.
 fn put_blob(layer: &Layer, path: &Path, shown: &Path) -> Result<Scratch> {
-    if let BlobSource::Store(store) = &layer.source
+    if let Some(store) = layer.store()
         && store.verify(&layer.digest, layer.size)
     {
         let link = Scratch::beside(path);
@@ -338,7 +342,7 @@ fn put_blob(layer: &Layer, path: &Path, shown: &Path) -> Result<Scratch> {
 
 /// Appends a layer's blob to `to`, checked on the way.
 pub(crate) fn copy_blob(layer: &Layer, to: &mut Durable, shown: &Path) -> Result<()> {
-    if let BlobSource::Store(store) = &layer.source
+    if let Some(store) = layer.store()
         && store.is_known_whole(&layer.digest)
         && let Ok(file) = File::open(store.blob_path(&layer.digest))
     {

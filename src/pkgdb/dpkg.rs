@@ -47,7 +47,7 @@ pub fn read(source: &dyn Source) -> Result<Listing> {
     let mut packages: BTreeMap<(String, String), (Package, bool)> = BTreeMap::new();
     let mut first: Option<Error> = None;
     for (file, distroless) in status_files(source) {
-        let Some(bytes) = read_file(source, &file.to_string(), STATUS_LIMIT)? else {
+        let Some(bytes) = read_path(source, &file, STATUS_LIMIT)? else {
             continue;
         };
         for stanza in stanzas(&bytes) {
@@ -422,7 +422,7 @@ impl Info {
             let Ok(path) = self.dir.join(name.as_bytes()) else {
                 continue;
             };
-            match read_list(source, &path) {
+            match read_path(source, &path, LIST_LIMIT) {
                 Ok(Some(bytes)) => return Some(bytes),
                 Ok(None) => {}
                 Err(e) => {
@@ -478,7 +478,7 @@ impl Info {
         let dir = guest(STATUS_D)?;
         let dir = source.tree().resolve(&dir, true).unwrap_or(dir);
         let path = dir.join(format!("{}.md5sums", package.name).as_bytes())?;
-        if let Some(sums) = read_list(source, &path)? {
+        if let Some(sums) = read_path(source, &path, LIST_LIMIT)? {
             self.digests(&sums, package, problems);
             package.files = package.md5sums.iter().map(|(p, _)| p.clone()).collect();
         }
@@ -505,14 +505,185 @@ impl Info {
     }
 }
 
-fn read_list(source: &dyn Source, path: &GuestPath) -> Result<Option<Vec<u8>>> {
+/// As `read_file`, with a path of any bytes.
+fn read_path(source: &dyn Source, path: &GuestPath, limit: u64) -> Result<Option<Vec<u8>>> {
     match source.tree().resolve(path, true) {
         Ok(found) => match source.tree().get(&found) {
             Some(node) if node.is_file() => {
-                crate::read_at::read_all(&*source.open(node.id)?, LIST_LIMIT).map(Some)
+                crate::read_at::read_all(&*source.open(node.id)?, limit).map(Some)
             }
             _ => Ok(None),
         },
         Err(_) => Ok(None),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::source::memory::MemorySource;
+
+    const TWO: &str = "Package: a\nStatus: install ok installed\nArchitecture: amd64\nVersion: 1:2.3-4\nInstalled-Size: 7\n\
+        Source: src (2.3-4)\nDEPENDS: b (>= 1),\n c | d\nConffiles:\n /etc/a 87fc76f18e98ee7d3848f6b81b3391e5\n \
+        /etc/old name 31aa7f2181889ffb00b87df4126d1701 obsolete\n /etc/new newconffile\nDescription: short\n long\n\n\
+        Package: b\nStatus: hold ok installed\nArchitecture: all\nVersion: 5\n";
+
+    #[test]
+    fn fields() {
+        let source = MemorySource::new("m")
+            .file("/var/lib/dpkg/status", TWO)
+            .file("/var/lib/dpkg/info/a:amd64.list", "/.\n/usr\n/usr/bin\n/usr/bin/a\n")
+            .file(
+                "/var/lib/dpkg/info/a:amd64.md5sums",
+                "87fc76f18e98ee7d3848f6b81b3391e5  usr/bin/a\nbroken\n",
+            )
+            .file("/var/lib/dpkg/info/b.list", "/.\n/usr/bin/b\n")
+            .file("/var/lib/dpkg/arch", "amd64\ni386\n")
+            .file(
+                "/var/lib/apt/extended_states",
+                "Package: b\nArchitecture: amd64\nAuto-Installed: 1\n\nPackage: a\nArchitecture: i386\nAuto-Installed: 1\n",
+            )
+            .file("/var/lib/dpkg/diversions", "/usr/bin/b\n/usr/bin/b.real\na\n/usr/bin/a\n/usr/bin/a.x\na\n")
+            .file("/var/lib/dpkg/statoverride", "root mail 2755 /usr/bin/a\nbad line\n")
+            .file(
+                "/var/lib/dpkg/alternatives/ed",
+                "manual\n/usr/bin/ed\ned.1\n/usr/share/ed.1\n\n/usr/bin/a\n-10\n/usr/share/a.1\n/usr/bin/b\n20\n\n\n",
+            )
+            .file("/var/lib/dpkg/alternatives/bad", "neither\n")
+            .build();
+        let listing = read(&source).unwrap();
+        let [a, b] = listing.packages.as_slice() else {
+            panic!("{:?}", listing.packages)
+        };
+        assert_eq!(
+            (a.epoch, a.version.as_str(), a.release.as_deref()),
+            (Some(1), "2.3", Some("4"))
+        );
+        assert_eq!(
+            (b.epoch, b.version.as_str(), b.release.as_deref()),
+            (None, "5", None)
+        );
+        assert_eq!(a.full_version(), "1:2.3-4");
+        assert_eq!(a.size, Some(7 * 1024));
+        assert_eq!(a.relations.depends, "b (>= 1), c | d");
+        assert_eq!(a.source.as_ref().unwrap().version.as_deref(), Some("2.3-4"));
+        assert_eq!(b.source.as_ref().unwrap().name, "b");
+        let conffiles: Vec<_> = a
+            .conffiles
+            .iter()
+            .map(|c| (c.path.to_string(), c.md5.is_some(), c.obsolete))
+            .collect();
+        assert_eq!(
+            conffiles,
+            [
+                ("/etc/a".into(), true, false),
+                ("/etc/old name".into(), true, true),
+                ("/etc/new".into(), false, false)
+            ]
+        );
+        assert_eq!((a.manual, b.manual), (Some(true), Some(false)));
+        assert_eq!(a.files.len(), 4);
+        assert!(a.diverted.is_empty());
+        assert_eq!(b.diverted[0].1.to_string(), "/usr/bin/b.real");
+        assert_eq!(listing.stat_overrides[0].mode, 0o2755);
+        let ed = &listing.alternatives[0];
+        assert_eq!(
+            (ed.automatic, ed.links.len(), ed.choices[0].1, ed.choices.len()),
+            (false, 2, -10, 2)
+        );
+        let problems: Vec<_> = listing.problems.iter().map(|p| p.what.as_str()).collect();
+        assert_eq!(problems.len(), 3, "{problems:?}");
+    }
+
+    #[test]
+    fn states_journal_and_marks() {
+        let status = |state: &str| {
+            format!("{TWO}\nPackage: c\nStatus: {state}\nArchitecture: all\nVersion: 1\nDescription: x\n")
+        };
+        let names = |source: MemorySource| {
+            let listing = read(&source).unwrap();
+            let names: Vec<_> = listing.packages.iter().map(|p| p.name.clone()).collect();
+            (names.join(" "), listing.notes.len(), listing.packages[0].manual)
+        };
+        let plain = |state| MemorySource::new("m").file("/var/lib/dpkg/status", status(state));
+        assert_eq!(
+            names(plain("install ok installed").build()),
+            ("a b c".into(), 0, None)
+        );
+        assert_eq!(
+            names(plain("deinstall ok config-files").build()),
+            ("a b".into(), 0, None)
+        );
+        assert_eq!(
+            names(plain("install ok half-configured").build()),
+            ("a b".into(), 1, None)
+        );
+        assert_eq!(
+            names(plain("install reinstreq half-installed").build()),
+            ("a b".into(), 2, None)
+        );
+        assert_eq!(
+            names(plain("install ok triggers-pending").build()),
+            ("a b c".into(), 1, None)
+        );
+        let journal = plain("install ok installed").file(
+            "/var/lib/dpkg/updates/0001",
+            "Package: c\nStatus: deinstall ok config-files\nArchitecture: all\nVersion: 1\n",
+        );
+        assert_eq!(names(journal.build()), ("a b".into(), 1, None));
+        let apt = plain("install ok installed").dir("/var/lib/apt");
+        assert_eq!(names(apt.build()).2, Some(true));
+    }
+
+    #[test]
+    fn distroless_images() {
+        let source = MemorySource::new("m")
+            .file(
+                "/var/lib/dpkg/status.d/base",
+                "Package: base-files\nVersion: 12.4\nArchitecture: amd64\n",
+            )
+            .file(
+                "/var/lib/dpkg/status.d/base-files.md5sums",
+                "87fc76f18e98ee7d3848f6b81b3391e5  etc/debian_version\n",
+            )
+            .build();
+        let listing = read(&source).unwrap();
+        assert_eq!(listing.packages.len(), 1);
+        assert_eq!(listing.packages[0].files[0].to_string(), "/etc/debian_version");
+        assert_eq!(listing.problems, []);
+    }
+
+    #[test]
+    fn versions() {
+        assert_eq!(split_version("1:2.3-4"), Some((Some(1), "2.3", Some("4"))));
+        assert_eq!(split_version("0:1"), Some((Some(0), "1", None)));
+        assert_eq!(split_version("1-2-3+b1"), Some((None, "1-2", Some("3+b1"))));
+        assert_eq!(split_version("x:1"), None);
+    }
+
+    #[test]
+    fn stanzas_that_make_no_sense_are_named() {
+        for bad in [
+            "Package: x y\nStatus: install ok installed\nVersion: 1\n",
+            "Package: ../x\nStatus: install ok installed\nVersion: 1\n",
+            "Package: x\nStatus: installed\nVersion: 1\n",
+            "Package: x\nStatus: install ok installed\n",
+            "Package: x\nVersion: 1\n",
+            "Package: x\nStatus: install ok installed\nVersion: a:1\n",
+            "Package: x\nStatus: install ok installed\nVersion: 1\nInstalled-Size: -1\n",
+            "Status: install ok installed\nVersion: 1\n",
+            "\0\0\0\0\n",
+        ] {
+            let source = MemorySource::new("m")
+                .file("/var/lib/dpkg/status", format!("{bad}\n{TWO}"))
+                .build();
+            let listing = read(&source).unwrap();
+            assert_eq!(listing.packages.len(), 2, "{bad:?}");
+            assert!(
+                listing.problems.iter().any(|p| p.what.contains("at byte 0")),
+                "{bad:?}: {:?}",
+                listing.problems
+            );
+        }
     }
 }

@@ -2,9 +2,9 @@
 
 use crate::error::{Error, Result};
 use crate::oci::layer::{Item, Listing, Place, Scanned, What, scan};
-use crate::oci::{Image, Layer, listing};
+use crate::oci::{BlobSource, Image, Layer, listing};
 use crate::path::GuestPath;
-use crate::progress::Progress;
+use crate::progress::{Progress, Stage};
 use crate::read_at::{Extent, HostFile, ReadAt, Slice, check_range};
 use crate::source::Source;
 use crate::store::Store;
@@ -148,7 +148,7 @@ impl ImageSource {
         if let Some(tar) = &*slot {
             return Ok(Arc::clone(tar));
         }
-        let scanned = scan(layer, Some(&self.store), &crate::progress::Silent)?;
+        let scanned = scan_again(layer, Some(&self.store), &crate::progress::Silent)?;
         let tar = scanned.tar.ok_or_else(none)?;
         let tar = Arc::new(HostFile::from_file(tar, format!("layer {}", layer.digest))?);
         *slot = Some(Arc::clone(&tar));
@@ -277,6 +277,7 @@ fn list_all(
         .filter(|(i, _)| found.get(*i).is_some_and(Option::is_none))
         .collect();
     if !todo.is_empty() {
+        crate::oci::fetch(todo.iter().map(|(_, layer)| *layer), progress)?;
         let total = todo.iter().map(|(_, l)| l.size).sum();
         let stage = progress.stage(&format!("reading {}", image.name()), Some(total));
         let next = AtomicUsize::new(0);
@@ -284,7 +285,7 @@ fn list_all(
         let work = || {
             while let Some((index, layer)) = todo.get(next.fetch_add(1, Ordering::Relaxed)) {
                 let keep = options.keep_contents.then_some(&**store);
-                let result = scan(layer, keep, &*stage);
+                let result = scan_again(layer, keep, &*stage);
                 if let (Ok(scanned), true) = (&result, options.cached) {
                     // Without a cache the next run is slower, no more.
                     let bytes = listing::encode(&scanned.listing);
@@ -317,6 +318,19 @@ fn list_all(
     }
     let all: Option<Vec<Scanned>> = found.into_iter().collect();
     all.ok_or_else(|| Error::corrupt(format!("{}: a layer was not read", image.name()), 0))
+}
+
+/// [`scan`], once more if the blob was damaged in the store and can be fetched again.
+fn scan_again(layer: &Layer, keep: Option<&Store>, stage: &dyn Stage) -> Result<Scanned> {
+    match scan(layer, keep, stage) {
+        Err(Error::Corrupt { .. })
+            if matches!(&layer.source, BlobSource::Registry(_))
+                && layer.store().is_some_and(|store| !store.has(&layer.digest)) =>
+        {
+            scan(layer, keep, stage)
+        }
+        result => result,
+    }
 }
 
 /// Layers laid over each other. Paths lead to numbers, numbers to nodes: two paths with one number are hard links.

@@ -72,6 +72,9 @@ impl Place {
         symlink("link", home.join("link2")).unwrap();
         symlink("../outside", home.join("dirlink")).unwrap();
         symlink("inside", home.join("inlink")).unwrap();
+        std::fs::create_dir(home.join(".ssh")).unwrap();
+        std::fs::write(home.join(".ssh/key"), CANARY).unwrap();
+        std::fs::write(home.join(".netrc"), CANARY).unwrap();
         rustix::fs::mknodat(
             rustix::fs::CWD,
             home.join("fifo"),
@@ -116,6 +119,10 @@ fn no_reference_leads_outside() {
         "sub/../link",
         "dirlink/canary",
         "dirlink",
+        ".ssh/key",
+        "./.netrc",
+        "sub/../.ssh/key",
+        ".ssh/missing",
         "fifo",
         "sub",
         ".",

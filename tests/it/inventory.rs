@@ -2,18 +2,14 @@
 
 use crate::support::{bash, root, run, shared, tools};
 use std::collections::{BTreeMap, BTreeSet};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Arc;
 use vm2k::distro::Distros;
 use vm2k::inventory::{self, os::Os};
 use vm2k::path::GuestPath;
 use vm2k::pkgdb::{self, Package};
-use vm2k::read_at::{HostFile, ReadAt};
-use vm2k::source::{Source, memory::MemorySource};
-use vm2k::tree::{FileId, Kind, Node, Problem, Tree};
+use vm2k::source::{Source, directory::Directory, memory::MemorySource};
 
 /// Packaging families by the beginning of the name that the file's collector gave it. What is not listed is of a kind
 /// that no container has and is only read.
@@ -175,6 +171,33 @@ fn each_embedded_distribution_is_its_own_match() {
     assert!(families["debian"] > 10 && families["rhel"] > 10);
 }
 
+/// The file that the manual shows keeps to the schema.
+#[test]
+fn the_manual_s_example_is_a_distribution() {
+    let manual = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/distributions.md");
+    let manual = std::fs::read_to_string(manual).unwrap();
+    let example = manual
+        .split("```toml\n")
+        .nth(1)
+        .unwrap()
+        .split("```")
+        .next()
+        .unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("example.toml"), example).unwrap();
+    let distros = Distros::load(Some(folder.path())).unwrap();
+    let os = Os::from_os_release(b"ID=example-server\nVERSION_ID=4.2\n", &distros);
+    assert_eq!(
+        distros.base_for(&os).reference.as_deref(),
+        Some("docker.io/library/example:4")
+    );
+    let os = Os::from_os_release(b"ID=example\nVERSION_ID=21.3\nID_LIKE=ubuntu\n", &distros);
+    assert_eq!(
+        distros.base_for(&os).reference.as_deref(),
+        Some("docker.io/library/ubuntu:22.04")
+    );
+}
+
 /// All knowledge of distributions is in `distros/`: their names stand in no string of the program.
 #[test]
 fn no_distribution_is_named_in_the_source() {
@@ -220,78 +243,6 @@ fn no_distribution_is_named_in_the_source() {
         }
     }
     assert!(found.is_empty(), "{found:#?}");
-}
-
-/// A directory of this machine as a source: what lies on its own filesystem.
-struct HostTree {
-    tree: Tree,
-    paths: Vec<PathBuf>,
-}
-
-impl HostTree {
-    fn open(root: &Path) -> Self {
-        let device = root.symlink_metadata().unwrap().dev();
-        let (mut entries, mut paths) = (Vec::new(), Vec::new());
-        let mut folders = vec![root.to_owned()];
-        while let Some(folder) = folders.pop() {
-            let Ok(children) = std::fs::read_dir(&folder) else {
-                continue;
-            };
-            for child in children {
-                let path = child.unwrap().path();
-                let Ok(meta) = path.symlink_metadata() else {
-                    continue;
-                };
-                let name = path.strip_prefix(root).unwrap();
-                let guest = GuestPath::lenient(name.as_os_str().as_bytes()).unwrap();
-                let kind = if meta.is_dir() {
-                    if meta.dev() == device {
-                        folders.push(path.clone());
-                    }
-                    Kind::Directory
-                } else if meta.is_symlink() {
-                    let target = std::fs::read_link(&path).unwrap();
-                    Kind::Symlink {
-                        target: target.into_os_string().into_vec(),
-                    }
-                } else if meta.is_file() {
-                    Kind::File { size: meta.len() }
-                } else {
-                    Kind::Fifo
-                };
-                paths.push(path);
-                let node = Node {
-                    kind,
-                    id: FileId {
-                        fs: 0,
-                        ino: paths.len() as u64 - 1,
-                    },
-                    nlink: 1,
-                    ..Node::plain_dir()
-                };
-                entries.push((guest, node));
-            }
-        }
-        Self {
-            tree: Tree::new(entries),
-            paths,
-        }
-    }
-}
-
-impl Source for HostTree {
-    fn name(&self) -> String {
-        "host".to_owned()
-    }
-    fn tree(&self) -> &Tree {
-        &self.tree
-    }
-    fn open(&self, id: FileId) -> vm2k::error::Result<Arc<dyn ReadAt>> {
-        Ok(Arc::new(HostFile::open(&self.paths[id.ino as usize])?))
-    }
-    fn problems(&self) -> &[Problem] {
-        &[]
-    }
 }
 
 /// A machine's root made by mmdebstrap, kept between runs: `release`, with `packages`, then `script` with the folder as
@@ -415,25 +366,63 @@ fn dpkg_of_this_machine() {
     if !tools("inventory::dpkg_of_this_machine", &["dpkg-query"]) {
         return;
     }
-    let admin = HostTree::open(Path::new("/var/lib/dpkg"));
-    let apt = HostTree::open(Path::new("/var/lib/apt"));
-    let base = Tree::default();
-    let at = |path: &str| GuestPath::new(path.as_bytes()).unwrap();
-    let mut paths = admin.paths;
-    let shift = paths.len() as u64;
-    let moved = apt.tree.iter().map(|(p, n)| {
-        let mut node = n.clone();
-        node.id.ino += shift;
-        (p.clone(), node)
-    });
-    let apt_tree: Tree = moved.collect();
-    paths.extend(apt.paths);
-    let tree = base
-        .mount(&at("/var/lib/dpkg"), admin.tree)
-        .mount(&at("/var/lib/apt"), apt_tree);
-    let packages = same_as_dpkg_query(Path::new("/"), &HostTree { tree, paths });
+    let copy = tempfile::tempdir().unwrap();
+    bash(
+        "cd /; for f in var/lib/dpkg var/lib/apt/extended_states; do cp -a --parents $f \"$1\"; done",
+        &[copy.path()],
+    );
+    let packages = same_as_dpkg_query(copy.path(), &Directory::open(copy.path()).unwrap());
     let manual = text(run(Command::new("apt-mark").arg("showmanual")).stdout);
     same_marks(&packages, &manual);
+}
+
+#[test]
+fn alternatives_of_this_machine() {
+    if !tools(
+        "inventory::alternatives_of_this_machine",
+        &["update-alternatives"],
+    ) {
+        return;
+    }
+    let copy = tempfile::tempdir().unwrap();
+    bash(
+        "cd /; cp -a --parents var/lib/dpkg/alternatives \"$1\"",
+        &[copy.path()],
+    );
+    let source = Directory::open(copy.path()).unwrap();
+    let mut problems = Vec::new();
+    let ours = pkgdb::dpkg_state::alternatives(&source, &mut problems).unwrap();
+    assert_eq!(problems, []);
+    let all = text(run(Command::new("update-alternatives").arg("--get-selections")).stdout);
+    assert_eq!(all.lines().count(), ours.len());
+    for alternative in &ours {
+        let query = run(Command::new("update-alternatives")
+            .arg("--query")
+            .arg(&alternative.name));
+        let query = text(query.stdout);
+        let values = |field: &str| -> Vec<String> {
+            let lines = query
+                .lines()
+                .filter_map(|l| l.strip_prefix(field)?.strip_prefix(": "));
+            lines.map(str::to_owned).collect()
+        };
+        assert_eq!(
+            values("Link"),
+            [alternative.links[0].to_string()],
+            "{}",
+            alternative.name
+        );
+        assert_eq!(
+            values("Status"),
+            [if alternative.automatic { "auto" } else { "manual" }]
+        );
+        let mut choices: Vec<String> = alternative.choices.iter().map(|(p, _)| p.to_string()).collect();
+        let mut theirs = values("Alternative");
+        choices.sort();
+        theirs.sort();
+        assert_eq!(choices, theirs, "{}", alternative.name);
+    }
+    eprintln!("{} alternatives equal", ours.len());
 }
 
 fn same_marks(packages: &[Package], manual: &str) {
@@ -470,7 +459,7 @@ fn machines_of_three_releases() {
         let Some(folder) = chroot("inventory::machines_of_three_releases", release, packages, script) else {
             return;
         };
-        let source = HostTree::open(&folder);
+        let source = Directory::open(&folder).unwrap();
         let packages = same_as_dpkg_query(&folder, &source);
         let mut mark = Command::new("chroot");
         same_marks(
@@ -589,7 +578,7 @@ fn a_stanza_without_a_name_is_listed() {
     let Some(folder) = shared("inventory::a_stanza_without_a_name", "pkgdb/dpkg-distroful") else {
         return;
     };
-    let listing = pkgdb::dpkg::read(&HostTree::open(&folder)).unwrap();
+    let listing = pkgdb::dpkg::read(&Directory::open(&folder).unwrap()).unwrap();
     assert_eq!(listing.packages.len(), 1);
     let package = &listing.packages[0];
     assert_eq!(
@@ -623,7 +612,8 @@ fn mutated_status_files_never_panic_and_never_hide() {
         (state.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) as usize % below.max(1)
     };
     let (mut errors, mut problems) = (0, 0);
-    for mutant in 0..2_000 {
+    let mutants = std::env::var("VM2K_TEST_MUTANTS").map_or(2_000, |n| n.parse().unwrap());
+    for mutant in 0..mutants {
         let mut bytes = whole.clone();
         for _ in 0..=random(8) {
             let at = random(bytes.len());
@@ -655,7 +645,7 @@ fn mutated_status_files_never_panic_and_never_hide() {
             Err(_) => errors += 1,
         }
     }
-    eprintln!("2000 mutants: {errors} errors, {problems} problems named");
+    eprintln!("{mutants} mutants: {errors} errors, {problems} problems named");
     for empty in [
         &b""[..],
         b"\n\n",

@@ -6,6 +6,7 @@
     reason = "a test fails by panicking"
 )]
 
+mod directory;
 mod disk;
 mod e2e;
 mod ext4;
@@ -13,6 +14,7 @@ mod gate;
 mod inventory;
 #[allow(dead_code, reason = "shared by the modules beside it")]
 mod kernel;
+mod machine;
 mod oci;
 #[allow(dead_code, reason = "shared by the modules beside it")]
 mod support;

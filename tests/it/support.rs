@@ -92,3 +92,16 @@ pub(crate) fn unzstd(file: &Path, dir: &Path) -> PathBuf {
         .arg(file));
     out
 }
+
+/// A temporary directory in memory where there is room for `bytes`, else on disk: for filesystems that tests mount and
+/// sync over and over.
+pub(crate) fn scratch(bytes: u64) -> tempfile::TempDir {
+    let memory = Path::new("/dev/shm");
+    let room = rustix::fs::statvfs(memory).map_or(0, |s| s.f_bavail * s.f_frsize);
+    if room > bytes
+        && let Ok(dir) = tempfile::tempdir_in(memory)
+    {
+        return dir;
+    }
+    tempfile::tempdir().expect("a temporary directory")
+}

@@ -1,6 +1,6 @@
 //! Partition tables made by sfdisk and sgdisk, as those list them, and tables that are damaged.
 
-use crate::support::{bash, run, shared, tools, unzstd};
+use crate::support::{bash, root, run, shared, tools, unzstd};
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
@@ -237,19 +237,17 @@ fn sectors_of_4096_bytes() {
 #[test]
 fn sectors_of_4096_bytes_by_sfdisk() {
     let test = "sectors_of_4096_bytes_by_sfdisk";
-    if !tools(test, &["sfdisk"]) {
+    if !tools(test, &["sfdisk", "losetup"]) || !root(test) {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
     let disk = dir.path().join("disk");
     bash(
-        "truncate -s 100M $1; printf 'label: gpt\n,10M,U\n,20M,L\n' | sfdisk -q --sector-size 4096 $1",
+        "truncate -s 100M $1; d=$(losetup -b 4096 --show -f $1); trap 'losetup -d $d' EXIT; \
+         printf 'label: gpt\n,10M,U\n,20M,L\n' | sfdisk -q $d; sfdisk --json $d >$1.json",
         &[&disk],
     );
-    let json = run(Command::new("sfdisk")
-        .args(["--json", "--sector-size", "4096"])
-        .arg(&disk))
-    .stdout;
+    let json = std::fs::read(disk.with_extension("json")).unwrap();
     let json: serde_json::Value = serde_json::from_slice(&json).unwrap();
     let mut bytes = std::fs::read(&disk).unwrap();
     for damaged in [false, true] {

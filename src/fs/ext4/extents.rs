@@ -70,11 +70,16 @@ enum Entry {
     Index(u32, u64),
 }
 
+/// True if block `logical` lies behind the end of `inode`.
+fn is_behind(inode: &Inode, sb: &super::superblock::Superblock, logical: u32) -> bool {
+    logical > 0 && u64::from(logical) >= inode.size.div_ceil(u64::from(sb.block_size))
+}
+
 impl Volume {
-    /// All written runs of `inode`, whose content must be in blocks.
+    /// All written runs of `inode`, whose content must be in blocks; what lies behind its size may be left out.
     ///
     /// # Errors
-    /// [`Error::Corrupt`] if any part of the map is damaged.
+    /// [`Error::Corrupt`] if any part of the map is damaged, or has more blocks than the filesystem.
     pub(super) fn runs(&self, inode: &Inode) -> Result<Vec<Run>> {
         if let Some(runs) = self.fast.runs(inode.ino) {
             return Ok(runs);
@@ -88,6 +93,14 @@ impl Volume {
             self.extent_node(inode, &inode.block, depth, None, &mut 0, &mut runs)?;
         } else {
             self.pointers(inode, &mut runs)?;
+        }
+        let blocks = runs
+            .0
+            .iter()
+            .map(|run| u64::from(run.len))
+            .fold(0, u64::saturating_add);
+        if blocks > self.sb.blocks_count {
+            return Err(inode.corrupt("claims more blocks than the filesystem has"));
         }
         Ok(runs.0)
     }
@@ -215,6 +228,8 @@ impl Volume {
             match entry {
                 Entry::Extent(run, true) => runs.push(inode, run)?,
                 Entry::Extent(_, false) => {}
+                // Behind the end there is nothing to read; so the work is bounded by the size.
+                Entry::Index(logical, _) if is_behind(inode, &self.sb, logical) => {}
                 Entry::Index(logical, block) => {
                     let child = self.block(block)?;
                     *next = (*next).max(u64::from(logical));

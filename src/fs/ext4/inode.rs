@@ -74,6 +74,10 @@ impl Inode {
     pub(super) fn is_symlink(&self) -> bool {
         self.file_type() == 0xa000
     }
+    /// True if it may have extended attributes.
+    pub(super) fn has_xattrs(&self) -> bool {
+        !self.xattrs.is_empty() || self.file_acl != 0
+    }
     pub(super) fn has(&self, flag: u32) -> bool {
         self.flags & flag != 0
     }
@@ -349,8 +353,10 @@ impl Volume {
         let chunk = crate::read_at::read_vec(&*self.disk, offset, usize::try_from(len).unwrap_or(0))?;
         let chunk = Arc::new(chunk);
         let mut chunks = cache.lock().unwrap_or_else(PoisonError::into_inner);
-        if chunks.len() >= CHUNKS {
-            chunks.clear();
+        if chunks.len() >= CHUNKS
+            && let Some(old) = chunks.keys().next().copied()
+        {
+            chunks.remove(&old);
         }
         chunks.insert(key, Arc::clone(&chunk));
         Ok(chunk)

@@ -3,7 +3,7 @@
 use super::Volume;
 use super::inode::{Inode, ROOT, flags};
 use crate::bytes::until_nul;
-use crate::error::{Error, Escaped, Result};
+use crate::error::{Error, Result};
 use crate::fs::Listing;
 use crate::path::GuestPath;
 use crate::tree::{FileId, Kind, Node, Problem, Tree, Xattrs};
@@ -12,10 +12,14 @@ use std::collections::HashSet;
 /// Bytes of memory that one path costs besides its name.
 const ENTRY_COST: u64 = 256;
 
+const TOO_MANY_ATTRIBUTES: &str = "the extended attributes of all files together do not fit into memory";
+
 /// What a listing may still use. A valid filesystem never meets these bounds; a made one must.
 struct Budget {
     /// Directory blocks: all directories together have no more than the filesystem.
     blocks: u64,
+    /// False once attributes did not fit: then no more are read.
+    attributes: bool,
     /// Bytes of paths, nodes and attributes in memory.
     memory: u64,
 }
@@ -55,6 +59,7 @@ pub(super) fn list(volume: &Volume) -> Result<Listing> {
         budget: Budget {
             // Blocks that fast commits added are few, and a filesystem may be cut short.
             blocks: blocks.saturating_add(16),
+            attributes: true,
             memory: (64u64 << 20).saturating_add(volume.disk.len() / 8),
         },
         entries: Vec::new(),
@@ -76,6 +81,9 @@ impl Walk<'_> {
                 path: path.clone(),
                 what,
             });
+        } else {
+            // The listing ends with an error at the next name.
+            self.budget.memory = 0;
         }
     }
 
@@ -165,13 +173,18 @@ impl Walk<'_> {
                 return false;
             }
         };
-        let (mut xattrs, problems) = self.volume.xattrs(inode);
+        let (mut xattrs, problems) = if self.budget.attributes || !inode.has_xattrs() {
+            self.volume.xattrs(inode)
+        } else {
+            (Vec::new(), vec![TOO_MANY_ATTRIBUTES.to_owned()])
+        };
         for what in problems {
             self.problem(path, what);
         }
         let bytes = |xattrs: &Xattrs| xattrs.iter().map(|(n, v)| n.len() + v.len()).sum::<usize>() as u64;
         if !self.budget.take(bytes(&xattrs)) {
-            self.problem(path, "extended attributes: more than fit into memory".to_owned());
+            self.budget.attributes = false;
+            self.problem(path, TOO_MANY_ATTRIBUTES.to_owned());
             xattrs.clear();
         }
         let node = Node {
@@ -233,18 +246,18 @@ impl Walk<'_> {
             bytes.truncate(len);
             bytes
         } else {
-            if inode.size == 0 || inode.size >= block_size {
-                return Err(inode.corrupt("a symbolic link of an impossible length"));
-            }
-            if self
-                .volume
-                .runs(inode)?
-                .first()
-                .is_none_or(|run| run.logical != 0)
-            {
+            // Only the first block counts, whatever the size says.
+            let inode = Inode {
+                size: inode.size.min(block_size.saturating_sub(1)),
+                ..inode.clone()
+            };
+            let runs = self.volume.runs(&inode)?;
+            if runs.first().is_none_or(|run| run.logical != 0) {
                 return Err(inode.corrupt("a symbolic link without a block"));
             }
-            self.volume.read_start(inode, len)?
+            let mut bytes = vec![0; usize::try_from(inode.size).unwrap_or(0)];
+            self.volume.read_runs(&runs, 0, &mut bytes)?;
+            bytes
         };
         let target = until_nul(&bytes);
         if target.is_empty() {
@@ -255,8 +268,7 @@ impl Walk<'_> {
 }
 
 fn too_large() -> Error {
-    Error::unsupported(format!(
-        "the tree has more names than a filesystem of this size can hold ({} is the limit of memory)",
-        Escaped(b"64 MiB and an eighth of the volume")
-    ))
+    Error::unsupported(
+        "a tree with more names or damage than fit into memory (64 MiB and an eighth of the volume)",
+    )
 }

@@ -122,7 +122,7 @@ pub(super) fn inline_value(inode: &Inode) -> Result<Option<Vec<u8>>> {
 impl Volume {
     /// The attributes of `inode`, and what could not be read of them, in words.
     pub(super) fn xattrs(&self, inode: &Inode) -> (Xattrs, Vec<String>) {
-        if inode.xattrs.is_empty() && inode.file_acl == 0 {
+        if !inode.has_xattrs() {
             return (Vec::new(), Vec::new());
         }
         let mut problems = Vec::new();
@@ -200,8 +200,10 @@ impl Volume {
             problem: Some(format!("attribute block {number}: {e}")),
         }));
         let mut blocks = cache.lock().unwrap_or_else(PoisonError::into_inner);
-        if blocks.len() >= CACHED {
-            blocks.clear();
+        if blocks.len() >= CACHED
+            && let Some(old) = blocks.keys().next().copied()
+        {
+            blocks.remove(&old);
         }
         blocks.insert(number, Arc::clone(&block));
         block

@@ -12,7 +12,7 @@ use vm2k::source::image::{ImageOptions, ImageSource};
 use vm2k::store::{Digest, Store};
 
 /// A layer in the store.
-fn stored(store: &Arc<Store>, tar: &[u8], zip: Zip) -> Layer {
+pub(crate) fn stored(store: &Arc<Store>, tar: &[u8], zip: Zip) -> Layer {
     let blob = zip.pack(tar);
     Layer {
         digest: store.put(&blob).unwrap(),
@@ -25,7 +25,7 @@ fn stored(store: &Arc<Store>, tar: &[u8], zip: Zip) -> Layer {
 }
 
 /// An image with a base of one gzip layer and two layers of its own, the first packed with `zip`.
-fn image(dir: &Path, store: &Arc<Store>, zip: Zip) -> NewImage {
+pub(crate) fn image(dir: &Path, store: &Arc<Store>, zip: Zip) -> NewImage {
     let base = Tar::default()
         .dir("bin/")
         .file("bin/sh", "#!")
@@ -62,11 +62,11 @@ fn image(dir: &Path, store: &Arc<Store>, zip: Zip) -> NewImage {
     NewImage::new(config, layers).unwrap()
 }
 
-fn write(to: &str, image: &NewImage) -> vm2k::error::Result<oci::Written> {
+pub(crate) fn write(to: &str, image: &NewImage) -> vm2k::error::Result<oci::Written> {
     oci::write(&Output::parse_output(to)?, image, &Silent)
 }
 
-fn paths(reference: &str, store: &Arc<Store>) -> Vec<String> {
+pub(crate) fn paths(reference: &str, store: &Arc<Store>) -> Vec<String> {
     let image = open(reference, store).unwrap();
     let options = ImageOptions {
         cached: false,

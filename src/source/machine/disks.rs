@@ -1,36 +1,24 @@
-//! A machine's disks as one tree of files, put together the way the machine mounts them.
-//!
-//! disk files -> volumes -> filesystems -> the one that holds the operating system, with the others where its
-//! `/etc/fstab` mounts them.
+//! The volumes of a machine's disks, and which of them holds the operating system.
 
-use super::fstab::{self, Device, Line, Purpose};
-use super::{FilesystemInfo, Source};
+use super::MachineOptions;
 use crate::disk::{self, Gate};
 use crate::error::{Error, Escaped, HintExt, Result};
+use crate::fs::identity::{Identity, identity};
 use crate::fs::{self, Filesystem, Listing};
 use crate::path::GuestPath;
 use crate::progress::Progress;
-use crate::read_at::{ReadAt, read_all};
-use crate::tree::{FileId, Problem, Tree};
+use crate::read_at::read_all;
+use crate::source::fstab::{self, Device, Line, Purpose};
+use crate::tree::Tree;
 use crate::volume;
 use anyhow::Context;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-/// How a machine is opened.
-#[derive(Debug, Clone, Default)]
-pub struct MachineOptions {
-    /// Which filesystem holds the operating system (`--root`): `disk.qcow2:1`, a partition's number, a UUID, a label;
-    /// `None` finds it.
-    pub root: Option<String>,
-    /// Directories that images may open further files in (`--allow-backing`).
-    pub allow_backing: Vec<PathBuf>,
-}
-
 /// A volume of one of the machine's disks.
-struct Part {
+pub(super) struct Part {
     /// The disk's name and the volume's: `web.qcow2 partition 1`.
-    device: String,
+    pub(super) device: String,
     /// The disk's name, which is unique among the machine's disks.
     disk_name: String,
     /// The disk's place among the machine's disks.
@@ -39,14 +27,16 @@ struct Part {
     number: Option<u32>,
     partuuid: Option<String>,
     partlabel: Option<String>,
+    /// UUID and label, of filesystems that are not read too.
+    pub(super) identity: Identity,
     /// What it holds, as [`fs::recognise`] names it.
-    kind: Option<&'static str>,
-    size: u64,
-    filesystem: Opened,
+    pub(super) kind: Option<&'static str>,
+    pub(super) size: u64,
+    pub(super) filesystem: Opened,
 }
 
 /// A filesystem that is open and listed, or why it is not.
-enum Opened {
+pub(super) enum Opened {
     Listed {
         filesystem: Box<dyn Filesystem>,
         info: fs::Info,
@@ -57,116 +47,21 @@ enum Opened {
     Unknown,
 }
 
-/// A machine's disks as one tree.
-pub struct Machine {
-    name: String,
-    tree: Tree,
-    problems: Vec<Problem>,
-    notes: Vec<String>,
-    infos: Vec<FilesystemInfo>,
-    /// The filesystem with each number that the tree's file ids have.
-    filesystems: Vec<Arc<dyn Filesystem>>,
-    identity: Option<String>,
-}
-
-impl std::fmt::Debug for Machine {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Machine")
-            .field("name", &self.name)
-            .finish_non_exhaustive()
-    }
-}
-
-impl Machine {
-    /// Opens the disks at `paths` and finds the operating system on them.
-    ///
-    /// # Errors
-    /// As [`disk::open`]; [`Error::Unsupported`] if there is no operating system, or it lies on something that cannot be
-    /// read; [`Error::Usage`] if there is more than one and `options` does not say which.
-    pub fn open(
-        paths: &[PathBuf],
-        options: &MachineOptions,
-        progress: &dyn Progress,
-    ) -> anyhow::Result<Self> {
-        Self::assemble(Disks::open(paths, options, progress)?, options, progress, true)
-    }
-
-    /// As [`Machine::open`], but if there is no operating system the only filesystem that can be read will do.
-    ///
-    /// # Errors
-    /// As [`Machine::open`]; [`Error::Usage`] if several filesystems can be read and `options` does not say which.
-    pub fn open_any(
-        paths: &[PathBuf],
-        options: &MachineOptions,
-        progress: &dyn Progress,
-    ) -> anyhow::Result<Self> {
-        Self::assemble(Disks::open(paths, options, progress)?, options, progress, false)
-    }
-
-    /// What is worth telling of the disks, volumes and mounts, and makes nothing incomplete.
-    pub fn notes(&self) -> &[String] {
-        &self.notes
-    }
-
-    /// Names the bytes of the disks and the choice of the root, for what is remembered of a machine's contents: equal names
-    /// mean equal contents under equal file ids. `None` if a change might not show ([`Gate::identity`]).
-    pub fn identity(&self) -> Option<&str> {
-        self.identity.as_deref()
-    }
-
-    fn assemble(
-        disks: Disks,
-        options: &MachineOptions,
-        progress: &dyn Progress,
-        system: bool,
-    ) -> anyhow::Result<Self> {
-        let root = disks.root(options.root.as_deref(), system)?;
-        let identity = disks.identity.as_ref().map(|id| format!("{id}-{root}"));
-        let mut machine = Mounts::new(disks, root).finish();
-        machine.identity = identity;
-        for note in &machine.notes {
-            progress.warn(note);
-        }
-        Ok(machine)
-    }
-}
-
-impl Source for Machine {
-    fn name(&self) -> String {
-        self.name.clone()
-    }
-
-    fn tree(&self) -> &Tree {
-        &self.tree
-    }
-
-    fn open(&self, id: FileId) -> Result<Arc<dyn ReadAt>> {
-        usize::try_from(id.fs)
-            .ok()
-            .and_then(|n| self.filesystems.get(n))
-            .ok_or_else(|| Error::corrupt(format!("{}: no filesystem number {}", self.name, id.fs), 0))?
-            .open(id.ino)
-    }
-
-    fn problems(&self) -> &[Problem] {
-        &self.problems
-    }
-
-    fn filesystems(&self) -> &[FilesystemInfo] {
-        &self.infos
-    }
-}
-
 /// All volumes of all disks.
-struct Disks {
-    name: String,
-    identity: Option<String>,
-    parts: Vec<Part>,
-    notes: Vec<String>,
+pub(super) struct Disks {
+    pub(super) name: String,
+    /// [`Gate::identity`] of all disks.
+    pub(super) identity: Option<String>,
+    pub(super) parts: Vec<Part>,
+    pub(super) notes: Vec<String>,
 }
 
 impl Disks {
-    fn open(paths: &[PathBuf], options: &MachineOptions, progress: &dyn Progress) -> anyhow::Result<Self> {
+    pub(super) fn open(
+        paths: &[PathBuf],
+        options: &MachineOptions,
+        progress: &dyn Progress,
+    ) -> anyhow::Result<Self> {
         let gate = Gate::new(&options.allow_backing)?;
         let names = names(paths);
         let mut all = Self {
@@ -207,7 +102,7 @@ impl Disks {
     }
 
     /// The volume that holds the operating system, or that the user wants to see.
-    fn root(&self, asked: Option<&str>, system: bool) -> anyhow::Result<usize> {
+    pub(super) fn root(&self, asked: Option<&str>, system: bool) -> anyhow::Result<usize> {
         if let Some(asked) = asked {
             return self.asked(asked, system);
         }
@@ -307,11 +202,10 @@ impl Disks {
         }
         match fstab::device(asked.as_bytes()) {
             Device::Other => {
-                let info = self.listed(n).map(|(info, _, _)| info);
                 let same = |a: Option<&String>| a.is_some_and(|a| a == asked);
                 let same_id = |a: Option<&String>| a.is_some_and(|a| a.eq_ignore_ascii_case(asked));
-                same_id(info.and_then(|i| i.uuid.as_ref()))
-                    || same(info.and_then(|i| i.label.as_ref()))
+                same_id(part.identity.uuid.as_ref())
+                    || same(part.identity.label.as_ref())
                     || same_id(part.partuuid.as_ref())
                     || same(part.partlabel.as_ref())
             }
@@ -320,17 +214,18 @@ impl Disks {
     }
 
     /// True if this volume is what a line of fstab names.
-    fn is_device(&self, n: usize, device: &Device) -> bool {
+    pub(super) fn is_device(&self, n: usize, device: &Device) -> bool {
         let Some(part) = self.parts.get(n) else {
             return false;
         };
-        let info = self.listed(n).map(|(info, _, _)| info);
         let disks = self.parts.iter().map(|p| p.disk).max().map_or(0, |d| d + 1);
         match device {
-            Device::Uuid(uuid) => info
-                .and_then(|i| i.uuid.as_ref())
+            Device::Uuid(uuid) => part
+                .identity
+                .uuid
+                .as_ref()
                 .is_some_and(|u| u.eq_ignore_ascii_case(uuid)),
-            Device::Label(label) => info.and_then(|i| i.label.as_ref()) == Some(label),
+            Device::Label(label) => part.identity.label.as_ref() == Some(label),
             Device::PartUuid(uuid) => part
                 .partuuid
                 .as_ref()
@@ -404,16 +299,18 @@ impl Disks {
             .unwrap_or_else(|| "a system without os-release".to_owned())
     }
 
-    /// The lines of the filesystem's `/etc/fstab`.
-    fn fstab(&self, n: usize) -> Vec<Line> {
-        self.read(n, "/etc/fstab")
-            .map(|t| fstab::parse(&t))
-            .unwrap_or_default()
+    /// The lines of the filesystem's `/etc/fstab`, none if there is no such file; `None` if it cannot be read.
+    pub(super) fn fstab(&self, n: usize) -> Option<Vec<Line>> {
+        let (_, _, tree) = self.listed(n)?;
+        match tree.find("/etc/fstab") {
+            None => Some(Vec::new()),
+            Some(_) => self.read(n, "/etc/fstab").map(|text| fstab::parse(&text)),
+        }
     }
 
     /// The volumes that the fstab of `n` mounts somewhere below its root.
     fn mounts(&self, n: usize) -> Vec<usize> {
-        let lines = self.fstab(n);
+        let lines = self.fstab(n).unwrap_or_default();
         let below = lines
             .iter()
             .filter(|l| l.purpose() == Purpose::Disk && l.file != b"/");
@@ -445,9 +342,13 @@ impl Disks {
         };
         let info = self.listed(n).map(|(info, _, _)| info);
         let kind = info.map(|i| i.kind.as_str()).or(part.kind).unwrap_or("unknown");
-        let label = info.and_then(|i| i.label.as_ref()).filter(|l| !l.is_empty());
+        let label = part.identity.label.as_ref().filter(|l| !l.is_empty());
         let label = label.map_or_else(String::new, |l| format!(" \"{}\"", Escaped(l.as_bytes())));
-        format!("{} {kind}{label}, {}", self.selector(n), size(part.size))
+        let failed = match &part.filesystem {
+            Opened::Failed(e) => format!(" (not read: {e})"),
+            _ => String::new(),
+        };
+        format!("{} {kind}{label}, {}{failed}", self.selector(n), size(part.size))
     }
 
     /// The first filesystem that failed, if there is one: it may be the one that was looked for.
@@ -469,24 +370,10 @@ impl Disks {
         } else {
             ""
         };
-        let not_read: Vec<String> = self
-            .parts
-            .iter()
-            .filter_map(|p| match &p.filesystem {
-                Opened::Failed(e) => Some(format!("{} cannot be read: {e}", p.device)),
-                _ => None,
-            })
-            .collect();
-        let error = Error::unsupported(
-            [format!(
-                "no operating system found in {}{windows}: {list}",
-                self.name
-            )]
-            .into_iter()
-            .chain(not_read)
-            .collect::<Vec<_>>()
-            .join("; "),
-        );
+        let error = Error::unsupported(format!(
+            "no operating system found in {}{windows}: {list}",
+            self.name
+        ));
         if (0..self.parts.len()).any(|n| self.listed(n).is_some()) {
             error
                 .hint("`vm2k ls` and `vm2k cat` read a filesystem without an operating system too")
@@ -511,7 +398,16 @@ impl Part {
                 Self::list(&volume).unwrap_or_else(Opened::Failed)
             }
         };
+        let identity = match (&filesystem, kind) {
+            (Opened::Listed { info, .. }, _) => Identity {
+                uuid: info.uuid.clone(),
+                label: info.label.clone(),
+            },
+            (_, Some(kind)) => identity(kind, &*volume.data),
+            (_, None) => Identity::default(),
+        };
         Self {
+            identity,
             device,
             disk_name: disk_name.to_owned(),
             disk,
@@ -532,235 +428,6 @@ impl Part {
             filesystem,
             listing,
         })
-    }
-}
-
-/// The tree while filesystems are mounted into it.
-struct Mounts {
-    disks: Disks,
-    root: usize,
-    tree: Tree,
-    problems: Vec<Problem>,
-    notes: Vec<String>,
-    /// Which volume has each filesystem number, and where it is mounted.
-    mounted: Vec<(usize, GuestPath)>,
-}
-
-impl Mounts {
-    fn new(mut disks: Disks, root: usize) -> Self {
-        let lines = disks.fstab(root);
-        let mut mounts = Self {
-            notes: std::mem::take(&mut disks.notes),
-            disks,
-            root,
-            tree: Tree::default(),
-            problems: Vec::new(),
-            mounted: Vec::new(),
-        };
-        mounts.mount(root, GuestPath::root());
-        let mut lines: Vec<(GuestPath, Line)> = lines
-            .into_iter()
-            .filter(|l| l.purpose() != Purpose::Nothing)
-            .filter_map(|l| Some((GuestPath::lenient(&l.file).ok()?, l)))
-            .collect();
-        // /var before /var/lib; lines of one depth in the order of the file.
-        lines.sort_by_key(|(at, _)| at.parts().count());
-        for (at, line) in lines {
-            mounts.line(&at, &line);
-        }
-        mounts
-    }
-
-    /// Does what one line of fstab asks for.
-    fn line(&mut self, at: &GuestPath, line: &Line) {
-        let spec = Escaped(&line.spec).to_string();
-        let said = format!("/etc/fstab: {spec} at {at}");
-        match line.purpose() {
-            Purpose::Nothing => return,
-            Purpose::Network => {
-                return self
-                    .notes
-                    .push(format!("{said} lies on the network and is not read"));
-            }
-            Purpose::Bind => {
-                return self
-                    .notes
-                    .push(format!("{said} is a bind mount and is not repeated there"));
-            }
-            Purpose::Stacked => {
-                return self.notes.push(format!(
-                    "{said} is made of other files ({}) and is not read",
-                    line.kind
-                ));
-            }
-            Purpose::Disk => {}
-        }
-        let device = line.device();
-        let found: Vec<usize> = (0..self.disks.parts.len())
-            .filter(|n| self.disks.is_device(*n, &device))
-            .collect();
-        if at.is_root() {
-            if !found.is_empty() && !found.contains(&self.root) {
-                self.notes.push(format!(
-                    "{said} is another filesystem than the one that is read as the root"
-                ));
-            }
-            return;
-        }
-        if !line.is_mounted() {
-            return self
-                .notes
-                .push(format!("{said} is not mounted at boot (noauto) and is not read"));
-        }
-        let Some(part) = found.first().copied() else {
-            let what = "is on none of the disks given";
-            if line.has("nofail") {
-                self.notes.push(format!("{said} {what}"));
-            } else {
-                self.problem(at, format!("{spec}, which /etc/fstab mounts here, {what}"));
-            }
-            return;
-        };
-        if found.len() > 1 {
-            self.notes.push(format!(
-                "{said} fits {} filesystems, the first is read",
-                found.len()
-            ));
-        }
-        let Some(Part {
-            device,
-            kind,
-            filesystem,
-            ..
-        }) = self.disks.parts.get(part)
-        else {
-            return;
-        };
-        let failed = match filesystem {
-            Opened::Listed { .. } => None,
-            Opened::Failed(e) => Some(e.to_string()),
-            Opened::Unknown => Some("no filesystem that is known".to_owned()),
-        };
-        match failed {
-            None => match self.resolve(at) {
-                Ok(at) => self.mount(part, at),
-                Err(what) => self.problem(at, format!("{spec} cannot be mounted here: {what}")),
-            },
-            // Boot loaders on FAT are no loss for a container.
-            Some(_)
-                if *kind == Some("vfat")
-                    && [b"/boot".as_slice(), b"/boot/efi", b"/efi"].contains(&at.as_bytes()) =>
-            {
-                self.notes
-                    .push(format!("{device} (vfat), mounted at {at}, is not read"));
-            }
-            Some(what) => {
-                let what = format!("{device}, which /etc/fstab mounts here, cannot be read: {what}");
-                self.problem(at, what);
-            }
-        }
-    }
-
-    fn problem(&mut self, at: &GuestPath, what: String) {
-        self.problems.push(Problem {
-            path: at.clone(),
-            what,
-        });
-    }
-
-    /// Where a mount point is once the symbolic links on the way are followed inside the tree. What is missing of it is
-    /// made, as systemd does.
-    fn resolve(&self, at: &GuestPath) -> std::result::Result<GuestPath, &'static str> {
-        let mut there = at.clone();
-        let mut missing = Vec::new();
-        let mut found = loop {
-            if let Ok(found) = self.tree.resolve(&there, true) {
-                break found;
-            }
-            if self.tree.get(&there).is_some() {
-                return Err("a symbolic link on the way leads nowhere");
-            }
-            missing.push(there.name().to_vec());
-            there = there.parent().ok_or("there is no root")?;
-        };
-        if !self.tree.get(&found).is_some_and(crate::tree::Node::is_dir) {
-            return Err("it is no directory");
-        }
-        for name in missing.iter().rev() {
-            found = found.join(name).map_err(|_| "it is no path")?;
-        }
-        Ok(found)
-    }
-
-    fn mount(&mut self, part: usize, at: GuestPath) {
-        let number = u32::try_from(self.mounted.len()).unwrap_or(u32::MAX);
-        let Some(Part {
-            filesystem: Opened::Listed { info, listing, .. },
-            device,
-            ..
-        }) = self.disks.parts.get(part)
-        else {
-            return;
-        };
-        self.notes
-            .extend(info.notes.iter().map(|n| format!("{device}: {n}")));
-        let tree = listing.tree.clone().in_fs(number);
-        self.problems.extend(listing.problems.iter().map(|p| Problem {
-            path: at.graft(&p.path),
-            what: p.what.clone(),
-        }));
-        self.tree = if at.is_root() {
-            tree
-        } else {
-            std::mem::take(&mut self.tree).mount(&at, tree)
-        };
-        self.mounted.push((part, at));
-    }
-
-    fn finish(self) -> Machine {
-        let mut opened: Vec<Option<Arc<dyn Filesystem>>> = Vec::new();
-        let mut infos = Vec::new();
-        for (n, part) in self.disks.parts.into_iter().enumerate() {
-            let at = self
-                .mounted
-                .iter()
-                .find(|(p, _)| *p == n)
-                .map(|(_, at)| at.to_string());
-            let (filesystem, info) = match part.filesystem {
-                Opened::Listed { filesystem, info, .. } => (Some(Arc::from(filesystem)), info),
-                _ => (None, fs::Info::default()),
-            };
-            let kind = match filesystem {
-                Some(_) => Some(info.kind),
-                None => part.kind.map(str::to_owned),
-            };
-            opened.push(filesystem);
-            if let Some(kind) = kind {
-                infos.push(FilesystemInfo {
-                    kind,
-                    device: part.device,
-                    uuid: info.uuid,
-                    label: info.label,
-                    size: part.size,
-                    used: info.used,
-                    mounted: at,
-                });
-            }
-        }
-        let filesystems = self
-            .mounted
-            .iter()
-            .filter_map(|(part, _)| opened.get(*part)?.clone())
-            .collect();
-        Machine {
-            name: self.disks.name,
-            tree: self.tree,
-            problems: self.problems,
-            notes: self.notes,
-            identity: None,
-            infos,
-            filesystems,
-        }
     }
 }
 
