@@ -107,7 +107,10 @@ make_base() {
             return
         fi
     done
-    local blobs=$work/base/blobs/sha256 date=1735689600
+    # Times past this are set to it: later than any package's, so that its files have the times that the machine's have.
+    local blobs=$work/base/blobs/sha256 date created
+    date=$(date -d "today 00:00" +%s)
+    created=$(date -d "@$date" +%FT%TZ)
     mkdir -p "$blobs"
     SOURCE_DATE_EPOCH=$date debian "$work/base.tar" release minbase \
         --customize-hook="$official_sources" \
@@ -124,10 +127,10 @@ make_base() {
         echo "\"digest\":\"sha256:$digest\",\"size\":$size"
     }
     layer=$(blob "$work/layer")
-    printf '%s' '{"created":"2025-01-01T00:00:00Z","architecture":"'"$(dpkg --print-architecture)"'","os":"linux",' \
+    printf '%s' '{"created":"'"$created"'","architecture":"'"$(dpkg --print-architecture)"'","os":"linux",' \
         '"config":{"Env":["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"],"Cmd":["bash"]},' \
         '"rootfs":{"type":"layers","diff_ids":["sha256:'"$diff_id"'"]},' \
-        '"history":[{"created":"2025-01-01T00:00:00Z","created_by":"minimal Debian '$release'"}]}' > "$work/config"
+        '"history":[{"created":"'"$created"'","created_by":"minimal Debian '$release'"}]}' > "$work/config"
     config=$(blob "$work/config")
     printf '%s' '{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json",' \
         '"config":{"mediaType":"application/vnd.oci.image.config.v1+json",'"$config"'},' \

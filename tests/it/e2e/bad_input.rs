@@ -176,6 +176,8 @@ fn an_unreadable_directory() {
     std::fs::create_dir_all(dir.join("etc/secret")).unwrap();
     std::fs::write(dir.join("etc/secret/key"), "x").unwrap();
     std::fs::write(dir.join("etc/os-release"), "ID=debian\nVERSION_ID=\"12\"\n").unwrap();
+    std::fs::create_dir_all(dir.join("usr/bin")).unwrap();
+    std::fs::copy("/bin/true", dir.join("usr/bin/true")).unwrap();
     std::fs::set_permissions(dir.join("etc/secret"), std::fs::Permissions::from_mode(0o700)).unwrap();
     let mut target = OsString::from("dir:");
     target.push(&dir);

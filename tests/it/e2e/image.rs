@@ -45,7 +45,7 @@ fn rsync(from: &Path, to: &Path) -> Vec<(String, Vec<u8>)> {
         .filter(|l| !l.is_empty())
         .map(|line| {
             let (letters, name) = line.split_at(line.iter().position(|b| *b == b' ').unwrap());
-            let name = rsync_name(name.trim_ascii_start());
+            let name = rsync_name(&name[1..]);
             let mut path = b"/".to_vec();
             path.extend_from_slice(name.strip_suffix(b"/").unwrap_or(&name));
             (String::from_utf8_lossy(letters).into_owned(), path)
@@ -53,8 +53,8 @@ fn rsync(from: &Path, to: &Path) -> Vec<(String, Vec<u8>)> {
         .collect()
 }
 
-/// `%n` keeps spaces at the beginning of a name; the one name here that has some.
-const LEADING_SPACE: &[u8] = b"/srv/hard/ leading and trailing ";
+/// A time that umoci cannot set: it counts nanoseconds in 64 bits, which end in 2262. `verify` compares it.
+const PAST_2262: &[u8] = b"/srv/hard/times/2400-02-29T12:00:00";
 
 fn only_what_the_plan_names(test: &str, kind: &str, profile: &str) {
     if !tools(test, JUDGES) {
@@ -73,7 +73,7 @@ fn only_what_the_plan_names(test: &str, kind: &str, profile: &str) {
     );
     let unnamed: Vec<String> = rsync(mounted.path(), &rootfs)
         .into_iter()
-        .filter(|(_, path)| path != b"/." && path != LEADING_SPACE && !is_named(path, &named))
+        .filter(|(_, path)| path != b"/." && path != PAST_2262 && !is_named(path, &named))
         .map(|(letters, path)| format!("{letters} {}", String::from_utf8_lossy(&path)))
         .collect();
     assert!(

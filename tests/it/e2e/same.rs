@@ -109,6 +109,7 @@ fn nothing_of_the_host_is_opened() {
         "/usr/lib/",
         "/proc/self/",
         "/proc/stat",
+        "/proc/sys/vm/overcommit_memory",
         "/proc/cpuinfo",
         "/sys/fs/cgroup/",
         "/sys/devices/system/cpu",
@@ -139,6 +140,11 @@ fn nothing_of_the_host_is_opened() {
             format!("{of}/{path}")
         };
         let inside = |prefix: &str| path.starts_with(prefix.trim_end_matches('/'));
+        // Where a path leads is asked of each directory above it; that opens nothing.
+        let asks = call.starts_with("readlink") && allowed.iter().any(|a| a.starts_with(&path));
+        if asks {
+            continue;
+        }
         if !allowed.iter().any(|a| inside(a)) && !system.iter().any(|s| inside(s)) {
             strange.insert(call.to_owned());
         }
