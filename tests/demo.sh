@@ -1,32 +1,32 @@
 #!/bin/bash
 # tests/demo.sh: a real Debian server's disk becomes a container image, is verified, and its nginx answers from podman.
 #
-# Installs what it needs (apt), builds vm2k, makes the disk of a Debian 12 server and a Debian base image (both from
+# Installs what it needs (apt), builds vm2k and meanwhile makes the disk of a Debian 12 server and a Debian base image (both from
 # packages, no image is pulled), and cleans up after itself; only the disk is kept, for the tests. Needs root or sudo to
 # make the disk and to run podman; vm2k itself runs as a user without any rights.
 set -eu -o pipefail
 . "$(dirname "$0")/lib.sh"
 
 started=$SECONDS
-table=()
 timed() { # NAME COMMAND...: runs it and notes how long it took
     local name=$1 from=${EPOCHREALTIME/./}
     shift
     "$@"
-    table+=("$(awk -v n="$name" -v us=$((${EPOCHREALTIME/./} - from)) 'BEGIN { printf "%-42s %8.1f s", n, us / 1e6 }')")
+    awk -v n="$name" -v us=$((${EPOCHREALTIME/./} - from)) 'BEGIN { printf "%-42s %8.1f s\n", n, us / 1e6 }' >> "$work/times"
 }
 
 say "Installing what is missing"
 "$repo/tests/install.sh" demo
-
-say "Building vm2k"
-timed "cargo build --release" cargo build --release --quiet --manifest-path "$repo/Cargo.toml"
 make_work
+
+say "Building vm2k, and making a Debian 12 server's disk and a Debian base image ($machines/full)"
+timed "cargo build --release" cargo build --release --quiet --locked --manifest-path "$repo/Cargo.toml" &
+build=$!
+timed "making the server's disk" "$repo/tests/machine.sh" "$machines/full" full
+wait "$build"
+build=
 target=$(cargo metadata --format-version 1 --no-deps --offline --manifest-path "$repo/Cargo.toml" | jq -r .target_directory)
 install -m 755 "$target/release/vm2k" "$work/vm2k"
-
-say "Making a Debian 12 server's disk and a Debian base image ($machines/full)"
-timed "making the server's disk" "$repo/tests/machine.sh" "$machines/full" full
 disk=$machines/full/disk.qcow2
 . "$machines/full/expected/facts"
 image=$work/user/$hostname.tar
@@ -70,6 +70,6 @@ bytes "image, base layers included" "$(stat -c %s "$image")"
 tar -xOf "$image" index.json | jq -r '.manifests[0].digest' | sed 's/:/\//; s/^/blobs\//' | xargs tar -xOf "$image" |
     jq -r '.layers | to_entries[] | "\(.key + 1) \(.value.size)"' |
     while read -r n size; do bytes "  layer $n, compressed" "$size"; done
-printf '%s\n' "${table[@]}"
+cat "$work/times"
 printf '%-42s %8d s\n' "all" $((SECONDS - started))
 echo "The disk stays in $machines for the tests ($(du -sh "$machines" | cut -f1)); rm -r it if it is not wanted."

@@ -34,6 +34,7 @@ make_work() {
 clean_work() {
     local status=$?
     trap - EXIT
+    [ -z "${build:-}" ] || kill "$build" 2> /dev/null || true
     [ -z "${container:-}" ] || podman_here rm -f -t 1 "$container" > /dev/null 2>&1 || true
     docker_stop
     local at
