@@ -33,6 +33,17 @@ if [ "${1:-all}" = all ]; then
         "hyperfine  hyperfine"
         "xz         xz-utils"
         "git        git"
+        "perl       perl-base"
+        "docker-registry docker-registry"
+        "sgdisk     gdisk"
+        "parted     parted"
+        "mkfs.vfat  dosfstools"
+        "mkfs.ntfs  ntfs-3g"
+        "mkfs.xfs   xfsprogs"
+        "mkfs.btrfs btrfs-progs"
+        "losetup    mount"
+        "debugfs    e2fsprogs"
+        "qemu-io    qemu-utils"
     )
 fi
 
