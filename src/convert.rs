@@ -3,7 +3,7 @@
 use crate::arch::Arch;
 use crate::diff::{ContentHash, Known, Side, compare};
 use crate::distro::Distros;
-use crate::error::{Error, Result};
+use crate::error::{Error, HintExt, Result};
 use crate::inventory::{self, Inventory, ServiceChoice};
 use crate::layer::{self, Material, Settings};
 use crate::oci::{self, NewConfig, NewHistory, NewImage, Platform};
@@ -236,7 +236,13 @@ fn find_base(
     };
     let mut open = options.images.clone();
     open.platform = inventory.os.arch.map(platform);
-    let image = oci::open(&reference, &open, progress)?;
+    let image = oci::open(&reference, &open, progress);
+    let image = match (&options.base, &options.plan) {
+        (BaseChoice::Auto, None) => {
+            image.hint("name an image on this machine with --base oci:DIR:TAG, or use --base none")?
+        }
+        _ => image?,
+    };
     let digest = image.manifest_digest.to_string();
     let source = ImageSource::open(image, Arc::clone(store), ImageOptions::default(), progress)?;
     Ok(Some(Base {

@@ -13,14 +13,16 @@ use base64::Engine;
 use clap::Args;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::io::{BufWriter, Write};
+use std::os::unix::ffi::OsStrExt;
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
     /// A disk file, dir:PATH or an image; no operating system is needed
     target: String,
     /// Only this path and what is below it
-    path: Option<String>,
+    path: Option<OsString>,
     /// One JSON object a line
     #[arg(long)]
     json: bool,

@@ -21,7 +21,7 @@ mod write_archive;
 pub use config::{NewConfig, NewHistory, image_config, rfc3339};
 pub use reference::{Output, Reference, RegistryName};
 pub use registry::Remote;
-pub use write::{NewImage, Written, manifest, write};
+pub use write::{NewImage, Written, check, manifest, write};
 
 use crate::error::{Error, Result};
 use crate::progress::Progress;
