@@ -24,6 +24,7 @@ pub mod bytes;
 pub mod cli;
 pub mod convert;
 pub mod diff;
+pub mod digest;
 pub mod disk;
 pub mod distro;
 pub mod error;
