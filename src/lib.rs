@@ -25,6 +25,7 @@ pub mod calendar;
 pub mod cli;
 pub mod convert;
 pub mod diff;
+pub mod digest;
 pub mod disk;
 pub mod distro;
 pub mod error;

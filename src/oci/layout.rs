@@ -121,7 +121,7 @@ pub(crate) fn choose<'a>(
                 return Err(Error::usage(format!("{reference} holds several images; {there}"))
                     .hint("put :TAG behind the name"));
             }
-            super::select(several, options.platform.as_ref(), &reference.to_string())?
+            super::document::select(several, options.platform.as_ref(), &reference.to_string())?
         }
     };
     // What was chosen may be a copy: give out the one that lives as long as the index.
