@@ -13,13 +13,7 @@ use std::collections::{BTreeMap, HashSet};
 pub const SCHEMA: &str = "vm2k.plan/1";
 
 /// What [`Document`] says before its fields.
-const HEADER: &str = "\
-# What `vm2k convert --plan THIS-FILE` will do. These parts may be edited; the rest tells what follows from them:
-#   left_out           delete a path to have it in the image, add one to leave it out (a directory goes with all in it)
-#   config             what the container runs, as whom, where
-#   layers: packages   a package that is deleted here has its files in the rest layer
-# Paths are written with escapes: \\\\ \\n \\t \\xNN \\u{N}.
-";
+const HEADER: &str = include_str!("../../templates/plan-head.yaml");
 
 /// The machine that a plan is for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -11,6 +11,7 @@ mod disk;
 mod e2e;
 mod ext4;
 mod gate;
+mod golden;
 mod inventory;
 #[allow(dead_code, reason = "shared by the modules beside it")]
 mod kernel;
