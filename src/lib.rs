@@ -21,6 +21,7 @@
 
 pub mod arch;
 pub mod bytes;
+pub mod calendar;
 pub mod cli;
 pub mod convert;
 pub mod diff;

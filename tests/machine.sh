@@ -93,9 +93,9 @@ debian() { # TARGET all|release VARIANT MMDEBSTRAP-OPTION...
     mmdebstrap --quiet --mode=root --variant="$variant" --keyring="$keyring" "${aptopts[@]}" \
         --dpkgopt=force-unsafe-io "$@" $release "$target" "${sources[@]}"
 }
-official_sources='{ echo "deb http://deb.debian.org/debian bookworm main"
-    echo "deb http://deb.debian.org/debian bookworm-updates main"
-    echo "deb http://deb.debian.org/debian-security bookworm-security main"; } > "$1/etc/apt/sources.list"'
+official_sources='{ echo "deb '"${mirror:-http://mirror.example/debian}"' bookworm main"
+    echo "deb '"${mirror:-http://mirror.example/debian}"' bookworm-updates main"
+    echo "deb '"${security:-http://mirror.example/debian-security}"' bookworm-security main"; } > "$1/etc/apt/sources.list"'
 
 # ------------------------------------------------------------------------------------------------ the base image
 # Without updates, as an image of some weeks ago is: some packages of the machine are newer than the base's.

@@ -5,14 +5,16 @@ use crate::diff::for_each_chunk;
 use crate::error::{Error, code};
 use crate::path::GuestPath;
 use clap::Args;
+use std::ffi::OsString;
 use std::io::Write;
+use std::os::unix::ffi::OsStrExt;
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
     /// A disk file, dir:PATH or an image; no operating system is needed
     target: String,
     /// The file; symbolic links are followed inside the target
-    path: String,
+    path: OsString,
 }
 
 pub(super) fn run(common: &Common, arguments: &Arguments, ui: &Ui) -> anyhow::Result<u8> {

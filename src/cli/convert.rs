@@ -143,6 +143,9 @@ pub(super) fn run(common: &Common, arguments: &Arguments, ui: &Ui) -> anyhow::Re
         .iter()
         .map(|o| Output::parse(o))
         .collect::<Result<Vec<_>, _>>()?;
+    if !arguments.dry_run {
+        outputs.iter().try_for_each(oci::check)?;
+    }
     let store = target::store(common)?;
     let options = arguments
         .decisions

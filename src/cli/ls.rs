@@ -2,6 +2,7 @@
 
 use super::{Common, target, ui::Ui};
 use crate::bytes::hex;
+use crate::calendar::Civil;
 use crate::diff::for_each_chunk;
 use crate::error::{Error, Escaped, code};
 use crate::jobs;
@@ -13,14 +14,16 @@ use base64::Engine;
 use clap::Args;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::io::{BufWriter, Write};
+use std::os::unix::ffi::OsStrExt;
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
     /// A disk file, dir:PATH or an image; no operating system is needed
     target: String,
     /// Only this path and what is below it
-    path: Option<String>,
+    path: Option<OsString>,
     /// One JSON object a line
     #[arg(long)]
     json: bool,
@@ -221,26 +224,10 @@ fn permissions(mode: u16) -> String {
     text
 }
 
-/// Seconds since 1970 as `YYYY-MM-DD hh:mm` in UTC, by the civil calendar (days_from_civil, reversed).
+/// `YYYY-MM-DD hh:mm` in UTC.
 fn utc(seconds: i64) -> String {
-    let (days, rest) = (seconds.div_euclid(86_400), seconds.rem_euclid(86_400));
-    let shifted = days.saturating_add(719_468);
-    let (era, day_of_era) = (shifted.div_euclid(146_097), shifted.rem_euclid(146_097));
-    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let month_index = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * month_index + 2) / 5 + 1;
-    let month = if month_index < 10 {
-        month_index + 3
-    } else {
-        month_index - 9
-    };
-    let year = era * 400 + year_of_era + i64::from(month <= 2);
-    format!(
-        "{year:04}-{month:02}-{day:02} {:02}:{:02}",
-        rest / 3600,
-        rest / 60 % 60
-    )
+    let at = Civil::of(seconds);
+    format!("{} {:02}:{:02}", at.date(), at.hour, at.minute)
 }
 
 #[cfg(test)]

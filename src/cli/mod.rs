@@ -24,7 +24,7 @@ const EXAMPLES: &str = "\
 Examples:
   vm2k scan disk.qcow2                            what is in the machine
   vm2k convert disk.qcow2                         make ./<hostname>.tar, which docker, podman and skopeo load
-  vm2k convert disk.qcow2 --base oci:debian12 -o oci:images:web
+  vm2k convert disk.qcow2 --base oci:base:12   -o oci:images:web
   vm2k verify disk.qcow2 oci-archive:web.tar      compare every file of machine and image
 
 TARGET is a disk file (several disks of one machine: disk1.qcow2+disk2.qcow2) or dir:PATH; ls, cat and diff also take images.

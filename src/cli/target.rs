@@ -87,10 +87,24 @@ fn machine_options(common: &Common) -> MachineOptions {
 }
 
 /// Opens an image and lists its files.
-pub(super) fn image(common: &Common, reference: &oci::Reference, ui: &Ui) -> anyhow::Result<ImageSource> {
+fn image(
+    common: &Common,
+    reference: &oci::Reference,
+    options: ImageOptions,
+    ui: &Ui,
+) -> anyhow::Result<ImageSource> {
     let store = store(common)?;
     let image = oci::open(reference, &image_options(common, &store), ui)?;
-    Ok(ImageSource::open(image, store, ImageOptions::default(), ui)?)
+    Ok(ImageSource::open(image, store, options, ui)?)
+}
+
+/// Opens an image that is to be judged: every byte of it is read now, nothing is taken from the store.
+pub(super) fn judged(common: &Common, reference: &oci::Reference, ui: &Ui) -> anyhow::Result<ImageSource> {
+    let options = ImageOptions {
+        cached: false,
+        keep_contents: false,
+    };
+    image(common, reference, options, ui)
 }
 
 /// Opens a machine: something with an operating system.
@@ -109,7 +123,7 @@ pub(super) fn open_machine(common: &Common, text: &str, ui: &Ui) -> anyhow::Resu
             identity: None,
         },
         Target::Image(reference) => Opened {
-            source: Box::new(image(common, &reference, ui)?),
+            source: Box::new(image(common, &reference, ImageOptions::default(), ui)?),
             identity: None,
         },
     };
@@ -122,14 +136,14 @@ pub(super) fn open_any(common: &Common, text: &str, ui: &Ui) -> anyhow::Result<B
     Ok(match parse(text)? {
         Target::Disks(paths) => Box::new(Machine::open_any(&paths, &machine_options(common), ui)?),
         Target::Directory(path) => Box::new(Directory::open(&path)?),
-        Target::Image(reference) => Box::new(image(common, &reference, ui)?),
+        Target::Image(reference) => Box::new(image(common, &reference, ImageOptions::default(), ui)?),
     })
 }
 
 /// Opens one side of a comparison, with the content hashes that are known without reading.
 pub(super) fn open_side(common: &Common, text: &str, ui: &Ui) -> anyhow::Result<(Box<dyn Source>, Known)> {
     if let Target::Image(reference) = parse(text)? {
-        let source = image(common, &reference, ui)?;
+        let source = judged(common, &reference, ui)?;
         let known = known_contents(&source);
         return Ok((Box::new(source), known));
     }

@@ -30,7 +30,7 @@ pub(super) struct Arguments {
 const SCHEMA: &str = "vm2k.verify/1";
 
 pub(super) fn run(common: &Common, arguments: &Arguments, ui: &Ui) -> anyhow::Result<u8> {
-    let files = target::image(common, &oci::Reference::parse(&arguments.image)?, ui)?;
+    let files = target::judged(common, &oci::Reference::parse(&arguments.image)?, ui)?;
     let opened = target::open_machine(common, &arguments.target, ui)?;
     let note = match files.image().label(LABEL) {
         Some(text) => Note::decode(text)?,

@@ -3,6 +3,7 @@
 use super::command::redacted;
 use super::data::Kind;
 use super::{BaseMatch, Inventory};
+use crate::calendar::Civil;
 use crate::error::{Escaped, Result};
 use crate::source::fstab::{self, Purpose};
 use crate::source::{Source, read_file};
@@ -179,30 +180,11 @@ pub fn today() -> String {
     let seconds = std::time::SystemTime::now()
         .duration_since(std::time::UNIX_EPOCH)
         .map_or(0, |d| d.as_secs());
-    day(seconds / 86_400)
-}
-
-/// The ISO day that is `days` after 1970-01-01 in the Gregorian calendar.
-fn day(days: u64) -> String {
-    // Years begin in March, so that the leap day is the last one; an era has 400 years of 146,097 days.
-    let shifted = days + 719_468;
-    let (era, of_era) = (shifted / 146_097, shifted % 146_097);
-    let year_of_era = (of_era - of_era / 1_460 + of_era / 36_524 - of_era / 146_096) / 365;
-    let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let shifted_month = (5 * of_year + 2) / 153;
-    let date = of_year - (153 * shifted_month + 2) / 5 + 1;
-    let month = if shifted_month < 10 {
-        shifted_month + 3
-    } else {
-        shifted_month - 9
-    };
-    let year = era * 400 + year_of_era + u64::from(month <= 2);
-    format!("{year:04}-{month:02}-{date:02}")
+    Civil::of(i64::try_from(seconds).unwrap_or(i64::MAX)).date()
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
 
     #[test]
     fn rules_show_their_evidence() {
@@ -243,13 +225,5 @@ mod tests {
             assert!(shown.iter().any(|s| s == line), "{line} is not in {shown:#?}");
         }
         assert!(!format!("{taken:?}").contains("hunter2"));
-    }
-
-    #[test]
-    fn days() {
-        assert_eq!(day(0), "1970-01-01");
-        assert_eq!(day(59), "1970-03-01");
-        assert_eq!(day(11_016), "2000-02-29");
-        assert_eq!(day(20_778), "2026-11-21");
     }
 }

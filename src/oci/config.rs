@@ -1,6 +1,7 @@
 //! The config of a new image (OCI image-spec, config.md), inherited from its base, always in the same bytes.
 
 use super::Image;
+use crate::calendar::Civil;
 use crate::error::Result;
 use crate::store::Digest;
 use serde::Serialize;
@@ -251,22 +252,8 @@ pub(crate) fn sorted(value: Value) -> Value {
 /// Seconds since 1970 as `1970-01-01T00:00:00Z` (RFC 3339, section 5.6). Years outside 0 to 9999 are cut to their ends.
 pub fn rfc3339(seconds: i64) -> String {
     let seconds = seconds.clamp(-62_167_219_200, 253_402_300_799);
-    let (days, rest) = (seconds.div_euclid(86_400), seconds.rem_euclid(86_400));
-    // Days since 0000-03-01, in cycles of 400 years of 146,097 days: a year that begins in March ends with its leap day.
-    let days = days + 719_468;
-    let (cycle, day) = (days.div_euclid(146_097), days.rem_euclid(146_097));
-    let year = (day - day / 1_460 + day / 36_524 - day / 146_096) / 365;
-    let day = day - (365 * year + year / 4 - year / 100);
-    let month = (5 * day + 2) / 153;
-    let date = day - (153 * month + 2) / 5 + 1;
-    let month = if month < 10 { month + 3 } else { month - 9 };
-    let year = year + cycle * 400 + i64::from(month <= 2);
-    format!(
-        "{year:04}-{month:02}-{date:02}T{:02}:{:02}:{:02}Z",
-        rest / 3_600,
-        rest / 60 % 60,
-        rest % 60
-    )
+    let at = Civil::of(seconds);
+    format!("{}T{:02}:{:02}:{:02}Z", at.date(), at.hour, at.minute, at.second)
 }
 
 #[cfg(test)]

@@ -23,7 +23,7 @@ mod write_archive;
 pub use config::{NewConfig, NewHistory, image_config, rfc3339};
 pub use reference::{Output, Reference, RegistryName};
 pub use registry::Remote;
-pub use write::{NewImage, Written, manifest, write};
+pub use write::{NewImage, Written, check, manifest, write};
 
 pub(crate) use document::{check_document_size, digest_of, layer_type, parse, to_json};
 

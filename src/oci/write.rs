@@ -199,6 +199,21 @@ pub(crate) fn index(manifests: Vec<Value>) -> Result<Vec<u8>> {
 /// The content of the file `oci-layout`.
 pub(crate) const OCI_LAYOUT: &[u8] = br#"{"imageLayoutVersion":"1.0.0"}"#;
 
+/// Finds out whether `output` can be written at all, before the work that leads to it begins. Nothing stays of it.
+///
+/// # Errors
+/// As [`write`].
+pub fn check(output: &Output) -> Result<()> {
+    let target = match output {
+        Output::Layout { dir, .. } if dir.is_dir() => dir.join("index.json"),
+        Output::Layout { dir: path, .. }
+        | Output::OciArchive { file: path, .. }
+        | Output::DockerArchive { file: path, .. } => path.clone(),
+        Output::Registry(_) | Output::DockerDaemon(_) => return Ok(()),
+    };
+    Durable::create(&target).map(drop)
+}
+
 /// Writes a layout, or adds to one.
 fn layout(dir: &Path, tag: Option<&str>, image: &NewImage, stage: &dyn Stage) -> Result<u64> {
     if dir.file_name().is_none() && !dir.exists() {

@@ -76,7 +76,7 @@ fn no_disk_at_all() {
     refused(&work, &text, &["--base", "none"], 6);
     let missing = refused(&work, &work.path("missing.qcow2"), &["--base", "none"], 1);
     assert!(missing.stderr.contains("missing.qcow2"), "{}", missing.stderr);
-    refused(&work, Path::new("/dev/null"), &["--base", "none"], 6);
+    refused(&work, Path::new("/dev/null"), &["--base", "none"], 2);
 }
 
 /// The partition table and boot sectors of a Windows machine.

@@ -110,6 +110,7 @@ fn nothing_of_the_host_is_opened() {
         "/proc/self/",
         "/proc/stat",
         "/proc/sys/vm/overcommit_memory",
+        "/proc/sys/kernel/random/boot_id",
         "/proc/cpuinfo",
         "/sys/fs/cgroup/",
         "/sys/devices/system/cpu",

@@ -1,16 +1,19 @@
 //! The pipeline from a machine to an image, one step a line: [`prepare`] decides, [`build`] makes.
 
+mod image;
+
+pub use image::assemble;
+
 use crate::arch::Arch;
 use crate::diff::{ContentHash, Known, Side, compare};
 use crate::distro::Distros;
-use crate::error::{Error, Result};
-use crate::inventory::{self, Inventory, ServiceChoice};
+use crate::error::{Error, HintExt, Result};
+use crate::inventory::{self, Inventory};
 use crate::layer::{self, Material, Settings};
-use crate::oci::{self, NewConfig, NewHistory, NewImage, Platform};
+use crate::oci::{self, Platform};
 use crate::path::GuestPath;
 use crate::pkgdb;
-use crate::plan::document::{self, BaseRef, ConfigDoc, Document, MachineRef};
-use crate::plan::note::{LABEL, Note};
+use crate::plan::document::{self, BaseRef, Document, MachineRef};
 use crate::plan::rules::{Profile, Rules};
 use crate::plan::{Facts, PackageFact, Plan, image_tree, make, redact};
 use crate::progress::Progress;
@@ -186,7 +189,7 @@ pub fn prepare(
         profile: options.plan.as_ref().map_or(options.profile, |p| p.profile),
         config: match &options.plan {
             Some(edited) => edited.config.clone(),
-            None => config(&inventory, base.as_ref(), options)?,
+            None => image::config(&inventory, base.as_ref(), options)?,
         },
         left_out: document::left_out(&plan.left_out, source.tree(), &rules),
         rewritten: document::rewritten(&plan.rewritten),
@@ -236,7 +239,13 @@ fn find_base(
     };
     let mut open = options.images.clone();
     open.platform = inventory.os.arch.map(platform);
-    let image = oci::open(&reference, &open, progress)?;
+    let image = oci::open(&reference, &open, progress);
+    let image = match (&options.base, &options.plan) {
+        (BaseChoice::Auto, None) => {
+            image.hint("name an image on this machine with --base oci:DIR:TAG, or use --base none")?
+        }
+        _ => image?,
+    };
     let digest = image.manifest_digest.to_string();
     let source = ImageSource::open(image, Arc::clone(store), ImageOptions::default(), progress)?;
     Ok(Some(Base {
@@ -354,129 +363,6 @@ fn label(package: &pkgdb::Package) -> String {
     format!("{} {} {arch}", package.name, package.full_version())
         .trim_end()
         .to_owned()
-}
-
-/// What the container runs: a service of the machine, else what the base image runs.
-fn config(inventory: &Inventory, base: Option<&Base>, options: &Options) -> Result<ConfigDoc> {
-    let service = match options.services.as_slice() {
-        [] => inventory::default_service(inventory),
-        [name] => Some(inventory::service(inventory, name)?),
-        _ => {
-            return Err(
-                Error::usage("an image runs one service, and --service names several")
-                    .hint("make an image for each of them"),
-            );
-        }
-    };
-    let base = base.and_then(|b| b.source.image().config.config().clone());
-    let inherited = base.as_ref();
-    let env = match inherited.and_then(|c| c.env().clone()) {
-        Some(env) => env,
-        None => vec!["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".to_owned()],
-    };
-    if let Some(ServiceChoice {
-        cmd,
-        user,
-        working_directory,
-        env: own,
-        ..
-    }) = service
-    {
-        return Ok(ConfigDoc {
-            entrypoint: Vec::new(),
-            cmd,
-            env: env.into_iter().chain(own).collect(),
-            user: user.unwrap_or_default(),
-            working_dir: working_directory.unwrap_or_default(),
-        });
-    }
-    let entrypoint = inherited.and_then(|c| c.entrypoint().clone()).unwrap_or_default();
-    let cmd = inherited.and_then(|c| c.cmd().clone()).unwrap_or_default();
-    let cmd = if cmd.is_empty() && entrypoint.is_empty() {
-        vec![inventory.shell.clone()]
-    } else {
-        cmd
-    };
-    Ok(ConfigDoc {
-        entrypoint,
-        cmd,
-        env,
-        user: inherited.and_then(|c| c.user().clone()).unwrap_or_default(),
-        working_dir: inherited
-            .and_then(|c| c.working_dir().clone())
-            .unwrap_or_default(),
-    })
-}
-
-/// The image of a plan and its layers: config and manifest with equal bytes for equal input.
-///
-/// # Errors
-/// If the base's config is broken.
-pub fn assemble(
-    prepared: &Prepared,
-    layers: &[BuiltLayer],
-    settings: &Settings,
-    store: &Arc<Store>,
-) -> anyhow::Result<NewImage> {
-    let base = prepared.base.as_ref();
-    let os = &prepared.inventory.os;
-    let config = &prepared.document.config;
-    let arch = os
-        .arch
-        .map(platform)
-        .or_else(|| base.and_then(|b| b.source.image().platform()));
-    let arch = arch.ok_or_else(|| {
-        Error::unsupported("the machine's architecture cannot be told from its programs")
-            .hint("use a base image: its architecture is taken")
-    })?;
-    let mut labels = BTreeMap::from([(
-        LABEL.to_owned(),
-        Note::new(&prepared.plan, settings.clamp).encode()?,
-    )]);
-    let mut label = |key: &str, value: Option<&str>| {
-        if let Some(value) = value {
-            labels.insert(format!("org.opencontainers.image.{key}"), value.to_owned());
-        }
-    };
-    label("title", prepared.inventory.hostname.as_deref());
-    label("version", os.version_id.as_deref());
-    label(
-        "base.name",
-        base.and_then(|b| b.source.image().reference.registry_name())
-            .as_deref(),
-    );
-    label("base.digest", base.map(|b| b.reference.digest.as_str()));
-    let description = format!("{} from a machine, by vm2k", os.describe());
-    label("description", Some(&description));
-    let history = |layer: &BuiltLayer| NewHistory {
-        diff_id: layer.diff_id,
-        created_by: format!("vm2k convert: {}", layer.name),
-        comment: String::new(),
-    };
-    let new = NewConfig {
-        architecture: arch.architecture,
-        variant: arch.variant,
-        created: settings.clamp.unwrap_or(0),
-        env: config.env.clone(),
-        entrypoint: Some(config.entrypoint.clone()),
-        cmd: Some(config.cmd.clone()),
-        user: Some(config.user.clone()),
-        working_dir: Some(config.working_dir.clone()),
-        labels,
-        layers: layers.iter().map(history).collect(),
-        ..NewConfig::default()
-    };
-    let bytes = oci::image_config(base.map(|b| b.source.image()), &new)?;
-    let mut all: Vec<oci::Layer> = base.map(|b| b.source.image().layers.clone()).unwrap_or_default();
-    all.extend(layers.iter().map(|layer| oci::Layer {
-        digest: layer.digest,
-        size: layer.size,
-        media_type: settings.compression.media_type().to_owned(),
-        diff_id: layer.diff_id,
-        annotations: BTreeMap::new(),
-        source: oci::BlobSource::Store(Arc::clone(store)),
-    }));
-    Ok(NewImage::new(bytes, all)?)
 }
 
 /// The name of the cache of content hashes by disk identity.
