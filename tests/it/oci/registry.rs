@@ -797,7 +797,7 @@ fn docker_registry(dir: &Path, more: &str) -> Registry {
         .port();
     let config = dir.join("registry.yml");
     std::fs::write(&config, format!(
-        "version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {}/data}}}}\nhttp: {{addr: '127.0.0.1:{port}'}}\n{more}\n",
+        "version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {}/data}}}}\nhttp:\n  addr: '127.0.0.1:{port}'\n{more}\n",
         dir.display()
     )).unwrap();
     let child = Command::new("docker-registry")
@@ -925,7 +925,66 @@ fn docker_registry_anonymous_and_with_a_password() {
     }
 }
 
-/// The other half of the test above, in a process with an environment of its own.
+#[test]
+fn docker_registry_over_tls() {
+    if !support::tools(
+        "docker_registry_over_tls",
+        &["docker-registry", "skopeo", "openssl"],
+    ) {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let layers = [
+        Tar::default().file("a", "lower").end(),
+        Tar::default().file("b", "upper").end(),
+    ];
+    layout(&dir.path().join("l"), &layers, Zip::Gzip);
+    support::bash(
+        r#"cd "$1"; mkdir certs; openssl req -x509 -newkey rsa:2048 -nodes -keyout ca.key -out ca.crt -days 2 -subj /CN=test-ca 2>/dev/null
+        openssl req -newkey rsa:2048 -nodes -keyout key.pem -out req.pem -subj /CN=registry 2>/dev/null
+        printf 'subjectAltName=IP:127.0.0.1\nbasicConstraints=CA:FALSE\nextendedKeyUsage=serverAuth\n' > ext
+        openssl x509 -req -in req.pem -CA ca.crt -CAkey ca.key -CAcreateserial -days 2 -extfile ext -out cert.pem 2>/dev/null; cp ca.crt certs/"#,
+        &[dir.path()],
+    );
+    let d = dir.path().display();
+    let registry = docker_registry(
+        dir.path(),
+        &format!("  tls: {{certificate: {d}/cert.pem, key: {d}/key.pem}}"),
+    );
+    let name = format!("127.0.0.1:{}/team/app:1", registry.port);
+    support::run(
+        Command::new("skopeo")
+            .args(["--insecure-policy", "copy", "-q"])
+            .arg(format!("--dest-cert-dir={d}/certs"))
+            .arg(format!("oci:{d}/l:t"))
+            .arg(format!("docker://{name}")),
+    );
+    let child = |store: &str, certificates: &str| {
+        let mut child = Command::new(std::env::current_exe().unwrap());
+        child
+            .args(["--exact", "oci::registry::child_pull", "--ignored"])
+            .env("VM2K_TEST_PULL", &name)
+            .env("VM2K_TEST_STORE", dir.path().join(store))
+            .env("SSL_CERT_FILE", dir.path().join(certificates))
+            .env_remove("SSL_CERT_DIR");
+        child
+    };
+    support::run(&mut child("trusting", "ca.crt"));
+    // A certificate that nobody vouches for: nothing is read.
+    support::bash(
+        r#"cd "$1"; openssl req -x509 -newkey rsa:2048 -nodes -keyout other.key -out other.crt -days 2 -subj /CN=other 2>/dev/null"#,
+        &[dir.path()],
+    );
+    assert!(!child("doubting", "other.crt").output().unwrap().status.success());
+    assert_eq!(
+        std::fs::read_dir(dir.path().join("doubting/blobs/sha256"))
+            .unwrap()
+            .count(),
+        0
+    );
+}
+
+/// The other half of the tests above, in a process with an environment of its own.
 #[test]
 #[ignore = "run by docker_registry_anonymous_and_with_a_password"]
 fn child_pull() {
