@@ -1,8 +1,9 @@
 //! Compression of a layer on all cores, with the same bytes whatever their number.
 //!
-//! The stream is cut into blocks by position, never by thread. With zstd each block becomes a frame of its own (RFC 8878
-//! section 3: frames may be concatenated), with gzip all blocks are parts of one member (RFC 1952) that end on byte
-//! boundaries. Decoders that know nothing of this read the whole.
+//! The stream is cut into blocks by position, never by thread. With gzip all blocks are parts of one member (RFC 1952) that end
+//! on byte boundaries. With zstd the library itself cuts, and the result is one frame (RFC 8878): Docker Engine 20.10 reads
+//! no further than the first. Its bytes are the same for every number of workers, but not those of its mode without
+//! workers, so there is always at least one.
 
 use crate::error::{Error, Result};
 use crossbeam_channel::{Receiver, Sender, bounded};
@@ -75,16 +76,10 @@ impl Compression {
             Self::Zstd(_) => "application/vnd.oci.image.layer.v1.tar+zstd",
         }
     }
-
-    /// Bytes of input in a block. Part of the format: changing it changes every digest.
-    fn block(self) -> usize {
-        match self {
-            Self::None | Self::Gzip(_) => 1 << 20,
-            Self::Zstd(level) if level < 10 => 4 << 20,
-            Self::Zstd(_) => 16 << 20,
-        }
-    }
 }
+
+/// Bytes of input in a block of gzip. Part of the format: changing it changes every digest.
+const BLOCK: usize = 1 << 20;
 
 /// One block on its way through the workers.
 struct Block {
@@ -96,7 +91,7 @@ struct Block {
 struct Squeezed {
     number: u64,
     bytes: Vec<u8>,
-    crc: Option<crc32fast::Hasher>,
+    crc: crc32fast::Hasher,
     spent: Vec<u8>,
 }
 
@@ -112,20 +107,96 @@ pub fn compress<T>(
     out: &mut (dyn Write + Send),
     produce: impl FnOnce(&mut dyn Write) -> Result<T>,
 ) -> Result<T> {
-    let jobs = jobs.max(1);
+    match how {
+        Compression::None => produce(&mut ToFile(out)),
+        Compression::Gzip(level) => gzip(level, jobs.max(1), out, produce),
+        Compression::Zstd(level) => zstd(level, jobs.max(1), out, produce),
+    }
+}
+
+/// Passes bytes on; what fails is named by the output.
+struct ToFile<'a>(&'a mut (dyn Write + Send));
+
+impl Write for ToFile<'_> {
+    fn write(&mut self, buf: &[u8]) -> std::io::Result<usize> {
+        self.0.write(buf)
+    }
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.0.flush()
+    }
+}
+
+/// Hands bytes to the thread that writes.
+struct ToThread(Sender<Vec<u8>>);
+
+impl Write for ToThread {
+    fn write(&mut self, buf: &[u8]) -> std::io::Result<usize> {
+        match self.0.send(buf.to_vec()) {
+            Ok(()) => Ok(buf.len()),
+            Err(_) => Err(std::io::Error::other("the output failed")),
+        }
+    }
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+fn zstd<T>(
+    level: i32,
+    jobs: usize,
+    out: &mut (dyn Write + Send),
+    produce: impl FnOnce(&mut dyn Write) -> Result<T>,
+) -> Result<T> {
+    let started = |e| Error::io("starting zstd", e);
+    let (send, receive) = bounded::<Vec<u8>>(64);
+    std::thread::scope(|scope| {
+        let writer = scope.spawn(move || {
+            receive
+                .iter()
+                .try_for_each(|part| out.write_all(&part))
+                .map_err(|e| Error::io("writing a layer", e))
+        });
+        let mut encoder = zstd::stream::write::Encoder::new(ToThread(send), level).map_err(started)?;
+        let workers = u32::try_from(jobs).unwrap_or(u32::MAX).min(256);
+        encoder.multithread(workers).map_err(started)?;
+        let produced = produce(&mut encoder).and_then(|value| {
+            Ok((
+                value,
+                encoder
+                    .finish()
+                    .map_err(|e| Error::io("compressing with zstd", e))?,
+            ))
+        });
+        let produced = produced.map(|(value, to_thread)| {
+            drop(to_thread);
+            value
+        });
+        let written = writer
+            .join()
+            .unwrap_or_else(|_| Err(Error::unsupported("the writing thread failed")));
+        // The writer's error is the cause where both failed: the producer only saw its channel close.
+        written.and(produced)
+    })
+}
+
+fn gzip<T>(
+    level: u32,
+    jobs: usize,
+    out: &mut (dyn Write + Send),
+    produce: impl FnOnce(&mut dyn Write) -> Result<T>,
+) -> Result<T> {
     let (to_workers, from_producer) = bounded::<Block>(jobs);
     let (to_writer, from_workers) = bounded::<Result<Squeezed>>(jobs);
     let (recycle, recycled) = bounded::<Vec<u8>>(2 * jobs + 4);
     std::thread::scope(|scope| {
         for _ in 0..jobs {
             let (input, output) = (from_producer.clone(), to_writer.clone());
-            scope.spawn(move || work(how, &input, &output));
+            scope.spawn(move || work(level, &input, &output));
         }
         drop((from_producer, to_writer));
-        let writer = scope.spawn(move || write_in_order(how, &from_workers, &recycle, out));
+        let writer = scope.spawn(move || write_in_order(&from_workers, &recycle, out));
         let mut cutter = Cutter {
-            size: how.block(),
-            block: Vec::with_capacity(how.block()),
+            block: Vec::with_capacity(BLOCK),
             number: 0,
             to_workers: Some(to_workers),
             recycled,
@@ -135,14 +206,12 @@ pub fn compress<T>(
         let written = writer
             .join()
             .unwrap_or_else(|_| Err(Error::unsupported("a compression thread failed")));
-        // The writer's error is the cause where both failed: the producer only saw its channel close.
         written.and(produced)
     })
 }
 
 /// Cuts the stream into blocks.
 struct Cutter {
-    size: usize,
     block: Vec<u8>,
     number: u64,
     to_workers: Option<Sender<Block>>,
@@ -154,7 +223,7 @@ impl Cutter {
         let mut next = self
             .recycled
             .try_recv()
-            .unwrap_or_else(|_| Vec::with_capacity(self.size));
+            .unwrap_or_else(|_| Vec::with_capacity(BLOCK));
         next.clear();
         let bytes = std::mem::replace(&mut self.block, next);
         let block = Block {
@@ -181,9 +250,9 @@ impl Cutter {
 
 impl Write for Cutter {
     fn write(&mut self, buf: &[u8]) -> std::io::Result<usize> {
-        let take = buf.len().min(self.size - self.block.len());
+        let take = buf.len().min(BLOCK - self.block.len());
         self.block.extend_from_slice(buf.get(..take).unwrap_or_default());
-        if self.block.len() == self.size {
+        if self.block.len() == BLOCK {
             self.send()?;
         }
         Ok(take)
@@ -194,66 +263,22 @@ impl Write for Cutter {
     }
 }
 
-fn work(how: Compression, input: &Receiver<Block>, output: &Sender<Result<Squeezed>>) {
-    let mut zstd = match how {
-        Compression::Zstd(level) => match zstd::bulk::Compressor::new(level) {
-            Ok(compressor) => Some(compressor),
-            Err(e) => {
-                let _ = output.send(Err(Error::io("starting zstd", e)));
-                return;
-            }
-        },
-        _ => None,
-    };
-    // What a whole block of zeros becomes: sparse files are long runs of them.
-    let mut zeros: Option<Vec<u8>> = None;
+fn work(level: u32, input: &Receiver<Block>, output: &Sender<Result<Squeezed>>) {
     for Block { number, bytes } in input {
-        let whole_zero = bytes.len() == how.block() && is_zero(&bytes);
-        let squeezed = match (how, &mut zstd) {
-            (Compression::Zstd(_), Some(_)) if whole_zero && zeros.is_some() => Ok(Squeezed {
+        let squeezed = deflate(level, &bytes).map(|out| {
+            let mut crc = crc32fast::Hasher::new();
+            crc.update(&bytes);
+            Squeezed {
                 number,
-                bytes: zeros.clone().unwrap_or_default(),
-                crc: None,
+                bytes: out,
+                crc,
                 spent: bytes,
-            }),
-            (Compression::Zstd(_), Some(zstd)) => zstd
-                .compress(&bytes)
-                .map(|out| Squeezed {
-                    number,
-                    bytes: out,
-                    crc: None,
-                    spent: bytes,
-                })
-                .map_err(|e| Error::io("compressing with zstd", e)),
-            (Compression::Gzip(level), _) => deflate(level, &bytes).map(|out| {
-                let mut crc = crc32fast::Hasher::new();
-                crc.update(&bytes);
-                Squeezed {
-                    number,
-                    bytes: out,
-                    crc: Some(crc),
-                    spent: bytes,
-                }
-            }),
-            _ => Ok(Squeezed {
-                number,
-                bytes,
-                crc: None,
-                spent: Vec::new(),
-            }),
-        };
-        if let (true, None, Ok(done)) = (whole_zero, &zeros, &squeezed) {
-            zeros = Some(done.bytes.clone());
-        }
+            }
+        });
         if output.send(squeezed).is_err() {
             return;
         }
     }
-}
-
-fn is_zero(bytes: &[u8]) -> bool {
-    let (words, rest) = bytes.as_chunks::<16>();
-    words.iter().all(|word| u128::from_ne_bytes(*word) == 0) && rest.iter().all(|b| *b == 0)
 }
 
 /// Raw deflate (RFC 1951) of one block, ended by an empty stored block so that the next one begins on a byte.
@@ -276,7 +301,6 @@ fn deflate(level: u32, bytes: &[u8]) -> Result<Vec<u8>> {
 }
 
 fn write_in_order(
-    how: Compression,
     from: &Receiver<Result<Squeezed>>,
     recycle: &Sender<Vec<u8>>,
     out: &mut (dyn Write + Send),
@@ -284,10 +308,7 @@ fn write_in_order(
     let failed = |e| Error::io("writing a layer", e);
     // No name, mtime 0, no extra flags, OS unknown (RFC 1952 section 2.3).
     const GZIP_HEADER: [u8; 10] = [0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 255];
-    let gzip = matches!(how, Compression::Gzip(_));
-    if gzip {
-        out.write_all(&GZIP_HEADER).map_err(failed)?;
-    }
+    out.write_all(&GZIP_HEADER).map_err(failed)?;
     let mut waiting = BTreeMap::new();
     let mut next = 0;
     let mut crc = crc32fast::Hasher::new();
@@ -298,29 +319,16 @@ fn write_in_order(
         while let Some(block) = waiting.remove(&next) {
             next += 1;
             len += block.spent.len() as u64;
-            if let Some(part) = &block.crc {
-                crc.combine(part);
-            }
+            crc.combine(&block.crc);
             out.write_all(&block.bytes).map_err(failed)?;
-            let spent = if block.spent.capacity() > 0 {
-                block.spent
-            } else {
-                block.bytes
-            };
-            let _ = recycle.try_send(spent);
+            let _ = recycle.try_send(block.spent);
         }
     }
-    if gzip {
-        // A last, empty block, then CRC-32 and the length modulo 2^32.
-        out.write_all(&[3, 0]).map_err(failed)?;
-        out.write_all(&crc.finalize().to_le_bytes()).map_err(failed)?;
-        let len = u32::try_from(len & 0xffff_ffff).unwrap_or(0);
-        out.write_all(&len.to_le_bytes()).map_err(failed)?;
-    } else if next == 0 && matches!(how, Compression::Zstd(_)) {
-        let empty = zstd::bulk::compress(&[], 1).map_err(failed)?;
-        out.write_all(&empty).map_err(failed)?;
-    }
-    Ok(())
+    // A last, empty block, then CRC-32 and the length modulo 2^32.
+    out.write_all(&[3, 0]).map_err(failed)?;
+    out.write_all(&crc.finalize().to_le_bytes()).map_err(failed)?;
+    let len = u32::try_from(len & 0xffff_ffff).unwrap_or(0);
+    out.write_all(&len.to_le_bytes()).map_err(failed)
 }
 
 #[cfg(test)]
@@ -359,7 +367,13 @@ mod tests {
                 assert_eq!(one, squeeze(how, 5, &input), "{how} {len}");
                 let mut back = Vec::new();
                 match how {
-                    Compression::Zstd(_) => back = zstd::decode_all(one.as_slice()).unwrap(),
+                    // A decoder of one frame: there must be only one.
+                    Compression::Zstd(_) => {
+                        let mut decoder = zstd::stream::read::Decoder::new(one.as_slice())
+                            .unwrap()
+                            .single_frame();
+                        decoder.read_to_end(&mut back).unwrap();
+                    }
                     // A decoder of one member: there must be only one.
                     Compression::Gzip(_) => {
                         let mut decoder = flate2::read::GzDecoder::new(one.as_slice());
