@@ -1,9 +1,9 @@
 //! Compression of a layer on all cores, with the same bytes whatever their number.
 //!
 //! The stream is cut into blocks by position, never by thread. With gzip all blocks are parts of one member (RFC 1952) that end
-//! on byte boundaries. With zstd the library itself cuts, and the result is one frame (RFC 8878): Docker Engine 20.10 reads
-//! no further than the first. Its bytes are the same for every number of workers, but not those of its mode without
-//! workers, so there is always at least one.
+//! on byte boundaries. With zstd the library itself cuts, and the result is one frame (RFC 8878), which every decoder reads.
+//! Its bytes are the same for every number of workers, but not those of its mode without workers, so there is always at
+//! least one.
 
 use crate::error::{Error, Result};
 use crossbeam_channel::{Receiver, Sender, bounded};
