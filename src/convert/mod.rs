@@ -14,7 +14,7 @@ use crate::oci::{self, Platform};
 use crate::path::GuestPath;
 use crate::pkgdb;
 use crate::plan::document::{self, BaseRef, Document, MachineRef};
-use crate::plan::rules::{Profile, Rules};
+use crate::plan::rules::{Profile, Rules, SECRET};
 use crate::plan::{Facts, PackageFact, Plan, image_tree, make, redact};
 use crate::progress::Progress;
 use crate::source::Source;
@@ -308,7 +308,7 @@ fn with_secrets(
         })
         .any(|p| all.contains_key(&p));
         if !covered {
-            all.insert(secret.path.clone(), format!("secret:{}", secret.rule));
+            all.insert(secret.path.clone(), format!("{SECRET}{}", secret.rule));
         }
     }
     all.into_iter().collect()

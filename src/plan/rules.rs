@@ -68,6 +68,9 @@ pub struct Rules {
     keep: GlobSet,
 }
 
+/// What stands before the name of a secret's rule.
+pub const SECRET: &str = "secret:";
+
 /// The rule that `--drop` makes.
 pub const DROP: &str = "drop";
 
@@ -112,10 +115,15 @@ impl Rules {
 
     /// Why the rule `name` leaves things out.
     pub fn why(&self, name: &str) -> &str {
+        let other = if name.starts_with(SECRET) {
+            "is a secret, as its path tells; --allow-secrets puts it in"
+        } else {
+            "the plan says so"
+        };
         self.rules
             .iter()
             .find(|r| r.name == name)
-            .map_or("the plan says so", |r| &r.why)
+            .map_or(other, |r| &r.why)
     }
 
     /// The first rule that matches this path itself.
