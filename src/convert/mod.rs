@@ -150,7 +150,7 @@ pub fn prepare(
     };
     let listed = inventory.packages.as_deref().unwrap_or_default();
     let packages = package_facts(listed, base.as_ref(), options.plan.as_ref(), store)?;
-    let owners = pkgdb::owners(source.tree(), listed);
+    let owners = &inventory.owners;
     let own: HashSet<GuestPath> = pkgdb::changed_conffiles(source, listed)?.into_iter().collect();
     let plan = make(Facts {
         machine: source.tree(),
