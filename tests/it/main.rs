@@ -10,6 +10,8 @@ mod directory;
 mod disk;
 mod e2e;
 mod ext4;
+#[allow(dead_code, reason = "shared by the modules beside it")]
+mod filesystem;
 mod gate;
 mod golden;
 mod inventory;
