@@ -2,12 +2,13 @@
 
 use crate::error::{Error, Escaped, Result};
 use std::fmt;
+use std::sync::Arc;
 
 /// An absolute path inside a machine or an image: bytes, no `.`, `..`, empty part or NUL. `/` is the root.
 ///
-/// Ordered by its bytes; a directory comes before what is in it.
+/// Ordered by its bytes; a directory comes before what is in it. A clone shares the bytes.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct GuestPath(Box<[u8]>);
+pub struct GuestPath(Arc<[u8]>);
 
 /// The longest path in bytes that is accepted: PATH_MAX of Linux is 4,096, deeper trees exist on disks all the same.
 const MAX_LEN: usize = 64 << 10;
@@ -15,7 +16,7 @@ const MAX_LEN: usize = 64 << 10;
 impl GuestPath {
     /// The root, `/`.
     pub fn root() -> Self {
-        Self(Box::from(*b"/"))
+        Self(Arc::from(*b"/"))
     }
 
     /// Checks `bytes`, which must begin with `/` and have no empty, `.` or `..` part and no NUL.
@@ -147,15 +148,16 @@ impl GuestPath {
 
     /// The directory this is in; `None` for the root.
     pub fn parent(&self) -> Option<Self> {
+        self.parent_bytes().map(|bytes| Self(bytes.into()))
+    }
+
+    /// The bytes of [`GuestPath::parent`].
+    pub fn parent_bytes(&self) -> Option<&[u8]> {
         if self.is_root() {
             return None;
         }
         let at = self.0.iter().rposition(|b| *b == b'/')?;
-        Some(if at == 0 {
-            Self::root()
-        } else {
-            Self(self.0.get(..at)?.into())
-        })
+        self.0.get(..at.max(1))
     }
 
     /// The last part; empty for the root.

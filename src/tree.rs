@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::path::GuestPath;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 /// A point in time as filesystems keep it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -158,48 +158,40 @@ impl Tree {
         entries.reverse();
         entries.dedup_by(|a, b| a.0 == b.0);
         entries.reverse();
-        let mut missing: Vec<(GuestPath, Node)> = Vec::new();
-        {
-            let dirs: HashMap<&GuestPath, bool> = entries.iter().map(|(p, n)| (p, n.is_dir())).collect();
-            let mut made: std::collections::HashSet<GuestPath> = std::collections::HashSet::new();
-            let paths = entries
-                .iter()
-                .map(|(p, _)| p.clone())
-                .chain([GuestPath::root().join(b"x").unwrap_or(GuestPath::root())]);
-            for path in paths {
-                let mut up = path.parent();
-                while let Some(dir) = up {
-                    if dirs.contains_key(&dir) || !made.insert(dir.clone()) {
-                        break;
-                    }
-                    up = dir.parent();
-                    missing.push((dir, Node::plain_dir()));
-                }
-            }
-        }
+        let missing = Self::missing(&entries);
         if !missing.is_empty() {
-            entries.extend(missing);
+            entries.extend(missing.into_iter().map(|path| (path, Node::plain_dir())));
             entries.sort_by(|a, b| a.0.cmp(&b.0));
         }
-        let dirs: std::collections::HashSet<GuestPath> = entries
-            .iter()
-            .filter(|(_, n)| n.is_dir())
-            .map(|(p, _)| p.clone())
-            .collect();
-        let under_dirs = |path: &GuestPath| {
-            let mut up = path.parent();
-            while let Some(dir) = up {
-                if !dirs.contains(&dir) {
-                    return false;
-                }
-                up = dir.parent();
+        // A directory stands before what is in it: its parent was decided on when a path's turn comes.
+        let mut dirs: HashSet<GuestPath> = HashSet::new();
+        entries.retain(|(path, node)| {
+            let stays = path.parent_bytes().is_none_or(|parent| dirs.contains(parent));
+            if stays && node.is_dir() {
+                dirs.insert(path.clone());
             }
-            true
-        };
-        if entries.iter().any(|(p, n)| !n.is_dir() && !p.is_root()) {
-            entries.retain(|(p, _)| under_dirs(p));
-        }
+            stays
+        });
         Self { entries }
+    }
+
+    /// The parents of `entries` that are not among them, and theirs.
+    fn missing(entries: &[(GuestPath, Node)]) -> HashSet<GuestPath> {
+        let present: HashSet<&[u8]> = entries.iter().map(|(path, _)| path.as_bytes()).collect();
+        let mut missing: HashSet<GuestPath> = HashSet::new();
+        if !present.contains(GuestPath::root().as_bytes()) {
+            missing.insert(GuestPath::root());
+        }
+        for (path, _) in entries {
+            let mut at = path.parent_bytes();
+            while let Some(parent) = at.filter(|p| !present.contains(p) && !missing.contains(*p)) {
+                let Ok(path) = GuestPath::new(parent) else { break };
+                missing.insert(path);
+                let up = parent.iter().rposition(|b| *b == b'/').unwrap_or(0);
+                at = parent.get(..up.max(1)).filter(|_| parent.len() > 1);
+            }
+        }
+        missing
     }
 
     /// The number of paths, the root included.
@@ -340,9 +332,11 @@ impl Tree {
     /// Keeps the entries that `keep` accepts; those below a directory that is not kept go with it.
     pub fn retain(&mut self, mut keep: impl FnMut(&GuestPath, &Node) -> bool) {
         let mut gone: Option<GuestPath> = None;
-        let mut dropped: std::collections::HashSet<GuestPath> = std::collections::HashSet::new();
+        let mut dropped: HashSet<GuestPath> = HashSet::new();
         self.entries.retain(|(p, n)| {
-            if gone.as_ref().is_some_and(|g| p.is_in(g)) || p.parent().is_some_and(|d| dropped.contains(&d)) {
+            if gone.as_ref().is_some_and(|g| p.is_in(g))
+                || p.parent_bytes().is_some_and(|d| dropped.contains(d))
+            {
                 if n.is_dir() {
                     dropped.insert(p.clone());
                 }

@@ -9,7 +9,7 @@ use crate::oci;
 use crate::progress::Progress;
 use crate::source::Source;
 use crate::source::directory::Directory;
-use crate::source::image::{ImageOptions, ImageSource};
+use crate::source::image::{Contents, ImageOptions, ImageSource};
 use crate::source::machine::{Machine, MachineOptions};
 use crate::store::Store;
 use std::path::{Path, PathBuf};
@@ -102,7 +102,8 @@ fn image(
 pub(super) fn judged(common: &Common, reference: &oci::Reference, ui: &Ui) -> anyhow::Result<ImageSource> {
     let options = ImageOptions {
         cached: false,
-        keep_contents: false,
+        keep: Contents::None,
+        import: false,
     };
     image(common, reference, options, ui)
 }

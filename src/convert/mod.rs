@@ -8,6 +8,7 @@ use crate::arch::Arch;
 use crate::diff::{ContentHash, Known, Side, compare};
 use crate::distro::Distros;
 use crate::error::{Error, HintExt, Result};
+use crate::inventory::os::Os;
 use crate::inventory::{self, Inventory};
 use crate::layer::{self, Material, Settings};
 use crate::oci::{self, Platform};
@@ -18,7 +19,7 @@ use crate::plan::rules::{Profile, Rules, SECRET};
 use crate::plan::{Facts, PackageFact, Plan, image_tree, make, redact};
 use crate::progress::Progress;
 use crate::source::Source;
-use crate::source::image::{ImageOptions, ImageSource};
+use crate::source::image::{Contents, ImageOptions, ImageSource};
 use crate::store::{Digest, Store};
 use crate::tree::{FileId, Tree};
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -110,8 +111,18 @@ pub fn prepare(
     progress: &dyn Progress,
 ) -> anyhow::Result<Prepared> {
     let source = machine.source;
-    let inventory = inventory::take(source, distros)?;
-    let base = find_base(&inventory, options, store, distros, progress)?;
+    let first = inventory::identify(source, distros)?;
+    let os = first.os.clone();
+    // The base is read while the rest of the inventory is taken.
+    let (inventory, base) = std::thread::scope(|scope| {
+        let base = scope.spawn(|| find_base(&os, options, store, distros, progress));
+        let inventory = inventory::complete(source, distros, first);
+        let base = base
+            .join()
+            .unwrap_or_else(|_| Err(Error::unsupported("the thread that reads the base failed").into()));
+        (inventory, base)
+    });
+    let (inventory, base) = (inventory?, base?);
     let nothing = Tree::new(Vec::new());
     let base_tree = base.as_ref().map_or(&nothing, |b| b.source.tree());
     let mut known = remembered(machine, store);
@@ -213,7 +224,7 @@ pub fn prepare(
 
 /// Opens the base image that the options or the distribution's data name.
 fn find_base(
-    inventory: &Inventory,
+    os: &Os,
     options: &Options,
     store: &Arc<Store>,
     distros: &Distros,
@@ -226,7 +237,7 @@ fn find_base(
         (BaseChoice::None, _) | (_, Some(_)) => return Ok(None),
         (BaseChoice::Image(reference), _) => (reference.clone(), "--base names it".to_owned()),
         (BaseChoice::Auto, None) => {
-            let found = distros.base_for(&inventory.os);
+            let found = distros.base_for(os);
             let Some(reference) = found.reference else {
                 return Err(
                     Error::unsupported(format!("no base image is known: {}", found.reason))
@@ -238,7 +249,7 @@ fn find_base(
         }
     };
     let mut open = options.images.clone();
-    open.platform = inventory.os.arch.map(platform);
+    open.platform = os.arch.map(platform);
     let image = oci::open(&reference, &open, progress);
     let image = match (&options.base, &options.plan) {
         (BaseChoice::Auto, None) => {
@@ -247,7 +258,12 @@ fn find_base(
         _ => image?,
     };
     let digest = image.manifest_digest.to_string();
-    let source = ImageSource::open(image, Arc::clone(store), ImageOptions::default(), progress)?;
+    let read = ImageOptions {
+        cached: true,
+        keep: Contents::Packages,
+        import: true,
+    };
+    let source = ImageSource::open(image, Arc::clone(store), read, progress)?;
     Ok(Some(Base {
         source,
         reference: BaseRef {

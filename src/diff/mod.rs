@@ -230,14 +230,41 @@ impl Chunk<'_> {
     }
 }
 
+/// A part of a content that was not read yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Run {
+    /// So many bytes to read, at most 256 KiB.
+    Data(usize),
+    /// So many zeros.
+    Hole(u64),
+}
+
 /// Hands the whole content to `f`, in order, holes as such.
 ///
 /// # Errors
 /// Those of reading and of `f`.
 pub fn for_each_chunk(content: &dyn ReadAt, mut f: impl FnMut(Chunk<'_>) -> Result<()>) -> Result<()> {
+    let mut buf = Vec::new();
+    for_each_run(content, |at, run| match run {
+        Run::Hole(len) => f(Chunk::Hole(len)),
+        Run::Data(len) => {
+            if buf.len() < len {
+                buf.resize(len, 0);
+            }
+            let part = buf.get_mut(..len).unwrap_or_default();
+            content.read_at(at, part)?;
+            f(Chunk::Data(part))
+        }
+    })
+}
+
+/// Tells `f` offset and length of each part of the content, in order; nothing is read.
+///
+/// # Errors
+/// Those of finding holes and of `f`.
+pub fn for_each_run(content: &dyn ReadAt, mut f: impl FnMut(u64, Run) -> Result<()>) -> Result<()> {
     let len = content.len();
     let mut at = 0;
-    let mut buf = Vec::new();
     while at < len {
         let extent = content.extent_at(at)?;
         let run = extent.len.min(len - at);
@@ -248,17 +275,14 @@ pub fn for_each_chunk(content: &dyn ReadAt, mut f: impl FnMut(Chunk<'_>) -> Resu
             ));
         }
         if extent.hole {
-            f(Chunk::Hole(run))?;
+            f(at, Run::Hole(run))?;
             at += run;
             continue;
         }
         let end = at + run;
-        buf.resize(CHUNK.min(usize::try_from(len).unwrap_or(CHUNK)), 0);
         while at < end {
-            let n = usize::try_from(end - at).unwrap_or(buf.len()).min(buf.len());
-            let part = buf.get_mut(..n).unwrap_or_default();
-            content.read_at(at, part)?;
-            f(Chunk::Data(part))?;
+            let n = usize::try_from(end - at).unwrap_or(CHUNK).min(CHUNK);
+            f(at, Run::Data(n))?;
             at += n as u64;
         }
     }

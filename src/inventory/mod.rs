@@ -95,6 +95,14 @@ impl Inventory {
 /// # Errors
 /// [`Error::Usage`] if a rule of a user's distribution file makes no sense.
 pub fn take(source: &dyn Source, distros: &Distros) -> Result<Inventory> {
+    complete(source, distros, identify(source, distros)?)
+}
+
+/// The first half of [`take`], from which a base image can be chosen: system, architecture and packages.
+///
+/// # Errors
+/// As [`take`].
+pub fn identify(source: &dyn Source, distros: &Distros) -> Result<Inventory> {
     let mut problems = source.problems().to_vec();
     let mut inventory = Inventory {
         name: source.name(),
@@ -105,6 +113,17 @@ pub fn take(source: &dyn Source, distros: &Distros) -> Result<Inventory> {
     };
     take_packages(source, distros, &mut inventory);
     check_architecture(source, &mut inventory);
+    problems.append(&mut inventory.problems);
+    inventory.problems = problems;
+    Ok(inventory)
+}
+
+/// The second half of [`take`].
+///
+/// # Errors
+/// As [`take`].
+pub fn complete(source: &dyn Source, distros: &Distros, mut inventory: Inventory) -> Result<Inventory> {
+    let mut problems = std::mem::take(&mut inventory.problems);
     let packages = inventory.packages.as_deref().unwrap_or_default();
     inventory.owners = pkgdb::owners(source.tree(), packages);
     let distro = inventory.os.distro.as_deref();

@@ -3,7 +3,7 @@
 pub mod compress;
 pub mod tar;
 
-use crate::diff::{Chunk, ContentHash, Known, for_each_chunk};
+use crate::diff::{Chunk, ContentHash, Known, Run, for_each_run};
 use crate::error::{Error, Result};
 use crate::plan::{Action, LayerPlan, Rewritten};
 use crate::progress::Stage;
@@ -133,12 +133,18 @@ pub fn recipe(
 enum Part {
     Bytes(Vec<u8>),
     Zeros(u64),
+    /// The content is complete; its hash.
+    End(ContentHash),
     Failed(Error),
 }
 
+/// Parts that wait for the writer of the tar, and buffers that wait for the hasher or the reader.
+const WAITING: usize = 24;
+
 /// Writes `layer` as a compressed tar to `out`.
 ///
-/// One thread reads ahead, the calling one builds the tar and hashes, `settings.jobs` compress, one writes.
+/// One thread reads ahead and hashes contents, the calling one builds the tar, one hashes it, `settings.jobs` compress, one
+/// writes.
 ///
 /// # Errors
 /// If a content cannot be read (naming the path) or `out` fails.
@@ -150,46 +156,70 @@ pub fn pack(
     stage: &dyn Stage,
 ) -> Result<Packed> {
     compress::compress(settings.compression, settings.jobs, out, |out| {
-        let mut out = Hashing {
-            out,
-            hasher: Sha256::default(),
-            size: 0,
-        };
-        let hashes = std::thread::scope(|scope| {
-            let (send, receive) = bounded(32);
-            scope.spawn(move || read_ahead(material, layer, &send));
-            write_tar(material, layer, settings, &receive, &mut out, stage)
-        })?;
-        tar::write_end(&mut out)?;
-        Ok(Packed {
-            diff_id: Digest::from_hasher(out.hasher),
-            size: out.size,
-            hashes,
+        std::thread::scope(|scope| {
+            let (send, receive) = bounded(WAITING);
+            let (to_hasher, from_tar) = bounded::<Vec<u8>>(WAITING);
+            let (recycle, recycled) = bounded::<Vec<u8>>(2 * WAITING);
+            scope.spawn(move || read_ahead(material, layer, &send, &recycled));
+            let hasher = scope.spawn(move || {
+                let mut hasher = Sha256::default();
+                for part in from_tar {
+                    hasher.update(&part);
+                    // A full pool is no loss: the buffer is freed.
+                    let _ = recycle.try_send(part);
+                }
+                hasher
+            });
+            let mut out = Hashing {
+                out,
+                gathered: Vec::with_capacity(GATHERED),
+                to_hasher,
+                size: 0,
+            };
+            let hashes = write_tar(material, layer, settings, &receive, &mut out, stage)?;
+            tar::write_end(&mut out)?;
+            out.flush().map_err(written)?;
+            let size = out.size;
+            drop(out);
+            let hasher = hasher
+                .join()
+                .map_err(|_| Error::unsupported("the hashing thread failed"))?;
+            Ok(Packed {
+                diff_id: Digest::from_hasher(hasher),
+                size,
+                hashes,
+            })
         })
     })
 }
 
-/// Reads the contents of all steps in their order.
-fn read_ahead(material: Material<'_>, layer: &LayerPlan, to: &Sender<Part>) {
+/// Reads and hashes the contents of all steps in their order. Buffers come back through `recycled`.
+fn read_ahead(material: Material<'_>, layer: &LayerPlan, to: &Sender<Part>, recycled: &Receiver<Vec<u8>>) {
+    let gone = || Error::unsupported("the layer's writer stopped");
+    let send = |part: Part| to.send(part).map_err(|_| gone());
     for step in layer.steps.iter().filter(|s| s.action == Action::Write) {
         let Some(node) = material.image.get(&step.path).filter(|n| n.size() > 0) else {
             continue;
         };
         let read = material.open(&step.path, node).and_then(|content| {
-            let gone = || Error::unsupported("the layer's writer stopped");
-            let hole = content.extent_at(0)?.hole;
-            if content.len() <= SMALL && !hole {
-                let mut bytes = vec![0; usize::try_from(content.len()).unwrap_or(0)];
-                content.read_at(0, &mut bytes)?;
-                return to.send(Part::Bytes(bytes)).map_err(|_| gone());
-            }
-            for_each_chunk(&*content, |chunk| {
-                let part = match chunk {
-                    Chunk::Data(bytes) => Part::Bytes(bytes.to_vec()),
-                    Chunk::Hole(len) => Part::Zeros(len),
-                };
-                to.send(part).map_err(|_| gone())
-            })
+            let mut hasher = blake3::Hasher::new();
+            for_each_run(&*content, |at, run| match run {
+                Run::Hole(len) => {
+                    Chunk::Hole(len).bytes(|zeros| {
+                        hasher.update(zeros);
+                        Ok(())
+                    })?;
+                    send(Part::Zeros(len))
+                }
+                Run::Data(len) => {
+                    let mut bytes = recycled.try_recv().unwrap_or_default();
+                    bytes.resize(len, 0);
+                    content.read_at(at, &mut bytes)?;
+                    hasher.update(&bytes);
+                    send(Part::Bytes(bytes))
+                }
+            })?;
+            send(Part::End(*hasher.finalize().as_bytes()))
         });
         if let Err(e) = read {
             let _ = to.send(Part::Failed(e));
@@ -197,9 +227,6 @@ fn read_ahead(material: Material<'_>, layer: &LayerPlan, to: &Sender<Part>) {
         }
     }
 }
-
-/// Contents up to this many bytes are read at once.
-const SMALL: u64 = 128 << 10;
 
 fn write_tar(
     material: Material<'_>,
@@ -236,25 +263,20 @@ fn write_tar(
         }
         tar::write_header(out, path, node, As::Itself, mtime(node, settings.clamp))?;
         stage.add(out.size - before);
-        let Kind::File { size } = node.kind else { continue };
-        let mut hasher = blake3::Hasher::new();
+        let Kind::File { size: size @ 1.. } = node.kind else {
+            continue;
+        };
         let mut rest = size;
-        while rest > 0 {
+        let hash = loop {
             let len = match from.recv() {
-                Ok(Part::Bytes(bytes)) => {
-                    hasher.update(&bytes);
-                    write(out, &bytes)?;
-                    bytes.len() as u64
-                }
+                Ok(Part::End(hash)) if rest == 0 => break hash,
+                Ok(Part::Bytes(bytes)) => out.hand_on(bytes).map_err(written)?,
                 Ok(Part::Zeros(len)) => {
-                    Chunk::Hole(len).bytes(|zeros| {
-                        hasher.update(zeros);
-                        write(out, zeros)
-                    })?;
+                    Chunk::Hole(len).bytes(|zeros| out.write_all(zeros).map_err(written))?;
                     len
                 }
                 Ok(Part::Failed(e)) => return Err(unreadable(path, e)),
-                Err(_) => {
+                Ok(Part::End(_)) | Err(_) => {
                     return Err(Error::corrupt(
                         format!("{path}: its content ended early"),
                         size - rest,
@@ -268,10 +290,10 @@ fn write_tar(
                     size,
                 )
             })?;
-        }
-        write(out, tar::padding(size))?;
-        if size > 0 && !material.rewritten.contains_key(path) {
-            hashes.insert(node.id, *hasher.finalize().as_bytes());
+        };
+        out.write_all(tar::padding(size)).map_err(written)?;
+        if !material.rewritten.contains_key(path) {
+            hashes.insert(node.id, hash);
         }
     }
     Ok(hashes)
@@ -289,25 +311,62 @@ fn unreadable(path: &crate::path::GuestPath, error: Error) -> Error {
     error.hint(format!("to go on without this file: --drop '{path}'"))
 }
 
-fn write(out: &mut Hashing<'_>, bytes: &[u8]) -> Result<()> {
-    out.write_all(bytes).map_err(|e| Error::io("writing a layer", e))
+fn written(e: std::io::Error) -> Error {
+    Error::io("writing a layer", e)
 }
 
-/// Passes bytes on, counting and hashing them.
+/// Bytes that are gathered before they go to the compressor and the hasher.
+const GATHERED: usize = 256 << 10;
+
+/// True for buffers that are worth a way of their own to the hasher, and back to the reader.
+fn is_handed_on(len: usize) -> bool {
+    len >= GATHERED / 4
+}
+
+/// Passes the bytes of the tar on to the compressor and to the thread that hashes them, and counts them.
 struct Hashing<'a> {
     out: &'a mut dyn Write,
-    hasher: Sha256,
+    gathered: Vec<u8>,
+    to_hasher: Sender<Vec<u8>>,
     size: u64,
+}
+
+impl Hashing<'_> {
+    /// Writes a buffer that need not be copied to be hashed. Returns its length.
+    fn hand_on(&mut self, bytes: Vec<u8>) -> std::io::Result<u64> {
+        let len = bytes.len();
+        if !is_handed_on(len) {
+            self.write_all(&bytes)?;
+            return Ok(len as u64);
+        }
+        self.flush()?;
+        self.size += len as u64;
+        self.pass(bytes)?;
+        Ok(len as u64)
+    }
+
+    fn pass(&mut self, bytes: Vec<u8>) -> std::io::Result<()> {
+        self.out.write_all(&bytes)?;
+        let gone = |_| std::io::Error::other("the hashing thread failed");
+        self.to_hasher.send(bytes).map_err(gone)
+    }
 }
 
 impl Write for Hashing<'_> {
     fn write(&mut self, buf: &[u8]) -> std::io::Result<usize> {
-        self.out.write_all(buf)?;
-        self.hasher.update(buf);
+        if self.gathered.len() + buf.len() > GATHERED {
+            self.flush()?;
+        }
+        self.gathered.extend_from_slice(buf);
         self.size += buf.len() as u64;
         Ok(buf.len())
     }
+
     fn flush(&mut self) -> std::io::Result<()> {
-        self.out.flush()
+        if self.gathered.is_empty() {
+            return Ok(());
+        }
+        let full = std::mem::replace(&mut self.gathered, Vec::with_capacity(GATHERED));
+        self.pass(full)
     }
 }

@@ -5,12 +5,14 @@ use super::{Layer, sparse::SparseWriter};
 use crate::error::{Error, Result};
 use crate::path::GuestPath;
 use crate::progress::Stage;
-use crate::store::{Digest, Store};
+use crate::store::{BlobWriter, Digest, Store};
 use crate::tree::{Time, Xattrs};
 use crossbeam_channel::{Receiver, bounded};
 use sha2::Digest as _;
+use std::collections::HashMap;
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::sync::Arc;
 
 /// The most entries of one layer.
 const MAX_ENTRIES: usize = 4_000_000;
@@ -81,22 +83,65 @@ pub(crate) struct Scanned {
     pub(crate) listing: Listing,
     /// The plain tar, if it was asked for.
     pub(crate) tar: Option<File>,
+    /// Contents of the files that were asked for, by their offset in the plain tar.
+    pub(crate) kept: Kept,
+}
+
+/// Contents of files by their offset in the plain tar.
+pub(crate) type Kept = HashMap<u64, Arc<Vec<u8>>>;
+
+/// What to keep of a layer besides its listing.
+#[derive(Clone, Copy)]
+pub(crate) enum Keep<'a> {
+    Nothing,
+    /// The contents of files at these paths, in memory, as long as they are no more bytes than this.
+    Files(fn(&GuestPath) -> bool, u64),
+    /// The plain tar, in a temporary file of that store.
+    Tar(&'a Store),
 }
 
 /// Reads `layer` once from end to end: unpacks it, checks the blob's digest and size and the diffID, lists its entries
-/// and hashes the content of every file. With `keep` the plain tar stays in a temporary file without a name in that store.
+/// and hashes the content of every file.
 ///
 /// # Errors
 /// [`Error::Corrupt`] for wrong digests and broken archives, [`Error::Unsupported`] for entries and compressions that are
 /// not understood and for what grows beyond all measure.
-pub(crate) fn scan(layer: &Layer, keep: Option<&Store>, stage: &dyn Stage) -> Result<Scanned> {
+///
+/// With `import` the blob goes into that store on the way.
+pub(crate) fn scan(
+    layer: &Layer,
+    keep: Keep<'_>,
+    import: Option<&Store>,
+    stage: &dyn Stage,
+) -> Result<Scanned> {
     let name = format!("layer {}", layer.digest);
     let mut blob = layer.open()?;
-    let tar = keep.map(Store::temporary).transpose()?;
-    let result = unpack(layer, &mut blob, tar.as_ref().zip(keep), stage, &name);
+    let tar = match keep {
+        Keep::Tar(store) => Some((store.temporary()?, store)),
+        _ => None,
+    };
+    let copy = tar.as_ref().map(|(file, store)| (file, *store));
+    let mut import = import.map(Store::writer).transpose()?;
+    if let Some(import) = &mut import {
+        import.sync_early();
+    }
+    let mut from: Box<dyn Read + Send + '_> = match &mut import {
+        Some(import) => Box::new(Tee {
+            from: &mut blob,
+            to: import,
+        }),
+        None => Box::new(&mut blob),
+    };
+    let result = unpack(layer, &mut *from, copy, keep, stage, &name).and_then(|unpacked| {
+        // What stands behind the last byte of the archive belongs to the blob too.
+        let rest = std::io::copy(&mut from, &mut std::io::sink());
+        rest.map(|_| unpacked)
+            .map_err(|e| Error::from_io(format!("reading {name}"), e))
+    });
+    drop(from);
     // Bytes that are not the blob's are worse news than anything that was made of them.
     blob.finish()?;
-    let (listing, diff_id) = result?;
+    let (listing, kept, diff_id) = result?;
     if diff_id != layer.diff_id {
         return Err(Error::corrupt(
             format!(
@@ -106,29 +151,53 @@ pub(crate) fn scan(layer: &Layer, keep: Option<&Store>, stage: &dyn Stage) -> Re
             0,
         ));
     }
-    Ok(Scanned { listing, tar })
+    if let Some(import) = import {
+        import.finish()?;
+    }
+    Ok(Scanned {
+        listing,
+        tar: tar.map(|(file, _)| file),
+        kept,
+    })
 }
 
-/// The listing and the diffID of a blob; the plain tar goes to `copy`.
+/// The listing, the contents to keep and the diffID of a blob; the plain tar goes to `copy`.
 fn unpack(
     layer: &Layer,
     blob: &mut (dyn Read + Send),
     copy: Option<(&File, &Store)>,
+    keep: Keep<'_>,
     stage: &dyn Stage,
     name: &str,
-) -> Result<(Listing, Digest)> {
-    // One thread decompresses, this one hashes and lists.
+) -> Result<(Listing, Kept, Digest)> {
+    // One thread reads and hashes the blob, one decompresses, this one hashes and lists.
     std::thread::scope(|scope| {
+        let blob = Ahead::start(scope, Box::new(blob));
         let mut plain = Unpacked::new(blob, layer.size, stage, name)?;
         plain.inner = Box::new(Ahead::start(scope, plain.inner));
         plain.copy = copy.map(|(file, store)| (SparseWriter::new(file), store));
-        let listing = list(&mut plain, name)?;
+        let (listing, kept) = list(&mut plain, keep, name)?;
         plain.drain()?;
         if let Some((copy, store)) = &mut plain.copy {
             copy.finish().map_err(|e| store.write_failed(e))?;
         }
-        Ok((listing, plain.digest()))
+        Ok((listing, kept, plain.digest()))
     })
+}
+
+/// Copies what is read into the store.
+struct Tee<'a, 's, R> {
+    from: R,
+    to: &'a mut BlobWriter<'s>,
+}
+
+impl<R: Read> Read for Tee<'_, '_, R> {
+    fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {
+        let n = self.from.read(buf)?;
+        let part = buf.get(..n).unwrap_or_default();
+        self.to.write_all(part).map_err(|e| self.to.failed(e).into_io())?;
+        Ok(n)
+    }
 }
 
 /// A reader whose bytes another thread reads ahead of it.
@@ -284,7 +353,7 @@ pub(crate) struct Unpacked<'a> {
 impl<'a> Unpacked<'a> {
     /// Unpacks `blob`, a layer of `size` bytes called `name`; `stage` is told of the bytes of the blob.
     pub(crate) fn new(
-        blob: &'a mut (dyn Read + Send),
+        blob: impl Read + Send + 'a,
         size: u64,
         stage: &'a dyn Stage,
         name: &'a str,
@@ -363,9 +432,14 @@ impl<R: Input> Input for &mut R {
     }
 }
 
-/// The entries of a plain tar with the hashes of their content.
-fn list(plain: &mut Unpacked<'_>, name: &str) -> Result<Listing> {
+/// The entries of a plain tar with the hashes of their content, and the contents to keep.
+fn list(plain: &mut Unpacked<'_>, keep: Keep<'_>, name: &str) -> Result<(Listing, Kept)> {
     let mut listing = Listing::default();
+    let mut kept = Kept::new();
+    let mut room = match keep {
+        Keep::Files(_, bytes) => bytes,
+        _ => 0,
+    };
     let mut metadata = 0u64;
     let mut holes = 0u64;
     let mut reader = Reader::new(plain, name);
@@ -388,18 +462,37 @@ fn list(plain: &mut Unpacked<'_>, name: &str) -> Result<Listing> {
             }
         }
         let (hash, place) = match entry.kind {
-            Type::File => content(&mut reader, &mut entry, &mut buf)?,
+            Type::File => {
+                let wanted = match keep {
+                    Keep::Files(wanted, _) if entry.sparse.is_none() && entry.size <= room => {
+                        GuestPath::lenient(&entry.path).is_ok_and(|path| wanted(&path))
+                    }
+                    _ => false,
+                };
+                let mut bytes = Vec::new();
+                let found = content(&mut reader, &mut entry, &mut buf, wanted.then_some(&mut bytes))?;
+                if wanted {
+                    room -= entry.size;
+                    kept.insert(entry.offset, Arc::new(bytes));
+                }
+                found
+            }
             _ => ([0; 32], Place::At(0)),
         };
         if let Some(item) = item(entry, hash, place, name)? {
             listing.items.push(item);
         }
     }
-    Ok(listing)
+    Ok((listing, kept))
 }
 
-/// Reads and hashes the content of the current entry.
-fn content<R: Input>(reader: &mut Reader<R>, entry: &mut Entry, buf: &mut [u8]) -> Result<([u8; 32], Place)> {
+/// Reads and hashes the content of the current entry; that of an entry without holes goes to `copy` too.
+fn content<R: Input>(
+    reader: &mut Reader<R>,
+    entry: &mut Entry,
+    buf: &mut [u8],
+    mut copy: Option<&mut Vec<u8>>,
+) -> Result<([u8; 32], Place)> {
     let mut hasher = blake3::Hasher::new();
     let place = match entry.sparse.take() {
         None => {
@@ -408,7 +501,11 @@ fn content<R: Input>(reader: &mut Reader<R>, entry: &mut Entry, buf: &mut [u8]) 
                 if n == 0 {
                     break;
                 }
-                hasher.update(buf.get(..n).unwrap_or_default());
+                let part = buf.get(..n).unwrap_or_default();
+                hasher.update(part);
+                if let Some(copy) = &mut copy {
+                    copy.extend_from_slice(part);
+                }
             }
             Place::At(entry.offset)
         }

@@ -174,6 +174,8 @@ pub struct StatOverride {
 pub struct Database {
     /// Its name.
     pub name: &'static str,
+    /// Directories that all of its files lie below, and files outside of them that are read too.
+    pub places: &'static [&'static str],
     /// True if the machine has one of this kind.
     pub probe: fn(&dyn Source) -> bool,
     /// Reads it. An error where it is damaged as a whole, or holds nothing.
@@ -184,21 +186,25 @@ pub struct Database {
 pub const DATABASES: &[Database] = &[
     Database {
         name: dpkg::NAME,
+        places: &["/var/lib/dpkg", "/var/lib/apt/extended_states"],
         probe: dpkg::probe,
         read: dpkg::read,
     },
     Database {
         name: "rpm",
+        places: &["/var/lib/rpm", "/usr/lib/sysimage/rpm", "/usr/share/rpm"],
         probe: |source| any(source, RPM_FILES),
         read: |source| not_yet(source, "rpm", RPM_FILES),
     },
     Database {
         name: "apk",
+        places: &["/lib/apk/db", "/usr/lib/apk/db"],
         probe: |source| any(source, APK_FILES),
         read: |source| not_yet(source, "apk", APK_FILES),
     },
     Database {
         name: "alpm",
+        places: &["/var/lib/pacman/local"],
         probe: |source| any(source, ALPM_FILES),
         read: |source| not_yet(source, "alpm", ALPM_FILES),
     },
@@ -219,6 +225,15 @@ const APK_FILES: &[(&str, &str)] = &[
     ("/usr/lib/apk/db/installed", "installed"),
 ];
 const ALPM_FILES: &[(&str, &str)] = &[("/var/lib/pacman/local", "local")];
+
+/// True if `path` may be a file of a package database.
+pub fn is_database_file(path: &GuestPath) -> bool {
+    let mut places = DATABASES.iter().flat_map(|database| database.places);
+    places.any(|place| {
+        let below = path.as_bytes().strip_prefix(place.as_bytes());
+        below.is_some_and(|rest| rest.is_empty() || rest.starts_with(b"/"))
+    })
+}
 
 fn any(source: &dyn Source, files: &[(&str, &str)]) -> bool {
     files.iter().any(|(path, _)| source.tree().find(path).is_some())

@@ -1,7 +1,7 @@
 //! A container image as a source: its layers laid over each other, as a container sees them.
 
 use crate::error::{Error, Result};
-use crate::oci::layer::{Item, Listing, Place, Scanned, What, scan};
+use crate::oci::layer::{Item, Keep, Kept, Listing, Place, Scanned, What, scan};
 use crate::oci::{BlobSource, Image, Layer, listing};
 use crate::path::GuestPath;
 use crate::progress::{Progress, Stage};
@@ -16,6 +16,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 /// The most entries of all layers together.
 const MAX_ENTRIES: usize = 8_000_000;
+/// The most bytes of contents that are kept in memory of an image.
+const MAX_KEPT: u64 = 64 << 20;
 /// How many symlinks are followed inside one layer on the way to an entry.
 const MAX_HOPS: usize = 40;
 /// The deepest path of a layer, in parts. Linux takes no path of more than 4,096 bytes in one call.
@@ -31,17 +33,30 @@ pub struct ImageOptions {
     /// Take listings from the store's cache, and put them there. Right for base images. Wrong where the image's own bytes
     /// are to be judged: only reading shows that they are whole.
     pub cached: bool,
-    /// Keep the plain tars of the layers that are unpacked to be listed, in temporary files, so that contents can be read
-    /// at once. Otherwise a layer is unpacked again when the first content of it is asked for, which is right where only
-    /// the tree and the hashes are looked at.
-    pub keep_contents: bool,
+    /// What to keep of the layers that are unpacked to be listed. A layer is unpacked again when a content is asked for
+    /// that was not kept.
+    pub keep: Contents,
+    /// Take the blobs of layers that are unpacked and lie in files into the store, where outputs can link to them.
+    pub import: bool,
+}
+
+/// Which contents of an image will be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Contents {
+    /// None, only the tree and the hashes are looked at.
+    None,
+    /// Those of package databases: they are kept in memory.
+    Packages,
+    /// Any: the plain tars stay in temporary files.
+    All,
 }
 
 impl Default for ImageOptions {
     fn default() -> Self {
         Self {
             cached: true,
-            keep_contents: true,
+            keep: Contents::All,
+            import: false,
         }
     }
 }
@@ -54,6 +69,8 @@ pub struct ImageSource {
     inodes: Vec<Inode>,
     /// The plain tar of each layer, once somebody needed it.
     tars: Vec<Mutex<Option<Arc<HostFile>>>>,
+    /// Contents of each layer that were kept.
+    kept: Vec<Kept>,
     problems: Vec<Problem>,
 }
 
@@ -82,12 +99,21 @@ impl ImageSource {
     /// [`Error::Corrupt`] for blobs that are not what the manifest says, broken archives, whiteouts of nothing and hard
     /// links to nothing; [`Error::Unsupported`] for what layers may hold and this program cannot read.
     pub fn open(
-        image: Image,
+        mut image: Image,
         store: Arc<Store>,
         options: ImageOptions,
         progress: &dyn Progress,
     ) -> Result<Self> {
         let layers = list_all(&image, &store, options, progress)?;
+        if options.import {
+            for layer in image
+                .layers
+                .iter_mut()
+                .filter(|l| store.is_known_whole(&l.digest))
+            {
+                layer.source = BlobSource::Store(Arc::clone(&store));
+            }
+        }
         let total: usize = layers.iter().map(|l| l.listing.items.len()).sum();
         if total > MAX_ENTRIES {
             return Err(Error::unsupported(format!(
@@ -97,6 +123,7 @@ impl ImageSource {
         }
         let mut flat = Flat::default();
         let mut tars = Vec::with_capacity(layers.len());
+        let mut kept = Vec::with_capacity(layers.len());
         for (index, (scanned, layer)) in layers.into_iter().zip(&image.layers).enumerate() {
             flat.add(scanned.listing, u32::try_from(index).unwrap_or_default(), layer)?;
             let name = format!("layer {}", layer.digest);
@@ -105,6 +132,7 @@ impl ImageSource {
                 .map(|tar| HostFile::from_file(tar, name))
                 .transpose()?;
             tars.push(Mutex::new(tar.map(Arc::new)));
+            kept.push(scanned.kept);
         }
         let (tree, inodes) = flat.finish();
         Ok(Self {
@@ -113,6 +141,7 @@ impl ImageSource {
             tree,
             inodes,
             tars,
+            kept,
             problems: Vec::new(),
         })
     }
@@ -148,7 +177,7 @@ impl ImageSource {
         if let Some(tar) = &*slot {
             return Ok(Arc::clone(tar));
         }
-        let scanned = scan_again(layer, Some(&self.store), &crate::progress::Silent)?;
+        let scanned = scan_again(layer, Keep::Tar(&self.store), None, &crate::progress::Silent)?;
         let tar = scanned.tar.ok_or_else(none)?;
         let tar = Arc::new(HostFile::from_file(tar, format!("layer {}", layer.digest))?);
         *slot = Some(Arc::clone(&tar));
@@ -169,7 +198,13 @@ impl Source for ImageSource {
         let missing = || Error::corrupt(format!("{}: there is no file {}", self.image.name(), id.ino), 0);
         let inode = self.inode(id).ok_or_else(missing)?;
         let content = inode.content.as_ref().ok_or_else(missing)?;
-        let tar = self.tar(usize::try_from(inode.layer).unwrap_or(usize::MAX))?;
+        let layer = usize::try_from(inode.layer).unwrap_or(usize::MAX);
+        if let Place::At(offset) = &content.place
+            && let Some(bytes) = self.kept.get(layer).and_then(|kept| kept.get(offset))
+        {
+            return Ok(Arc::clone(bytes) as Arc<dyn ReadAt>);
+        }
+        let tar = self.tar(layer)?;
         Ok(match &content.place {
             Place::At(offset) => Arc::new(Slice::new(tar, *offset, content.size)),
             Place::Runs(offset, runs) => Arc::new(SparseFile::new(tar, *offset, runs, content.size)),
@@ -268,7 +303,13 @@ fn list_all(
     let mut found: Vec<Option<Scanned>> = image
         .layers
         .iter()
-        .map(|layer| cached(layer).map(|listing| Scanned { listing, tar: None }))
+        .map(|layer| {
+            cached(layer).map(|listing| Scanned {
+                listing,
+                tar: None,
+                kept: Kept::new(),
+            })
+        })
         .collect();
     let todo: Vec<(usize, &Layer)> = image
         .layers
@@ -284,8 +325,16 @@ fn list_all(
         let done = Mutex::new(Vec::new());
         let work = || {
             while let Some((index, layer)) = todo.get(next.fetch_add(1, Ordering::Relaxed)) {
-                let keep = options.keep_contents.then_some(&**store);
-                let result = scan_again(layer, keep, &*stage);
+                let keep = match options.keep {
+                    Contents::None => Keep::Nothing,
+                    Contents::Packages => {
+                        Keep::Files(crate::pkgdb::is_database_file, MAX_KEPT / todo.len() as u64)
+                    }
+                    Contents::All => Keep::Tar(store),
+                };
+                let in_file = matches!(layer.source, BlobSource::File(_) | BlobSource::Part(..));
+                let import = (options.import && in_file).then_some(&**store);
+                let result = scan_again(layer, keep, import, &*stage);
                 if let (Ok(scanned), true) = (&result, options.cached) {
                     // Without a cache the next run is slower, no more.
                     let bytes = listing::encode(&scanned.listing);
@@ -321,13 +370,13 @@ fn list_all(
 }
 
 /// [`scan`], once more if the blob was damaged in the store and can be fetched again.
-fn scan_again(layer: &Layer, keep: Option<&Store>, stage: &dyn Stage) -> Result<Scanned> {
-    match scan(layer, keep, stage) {
+fn scan_again(layer: &Layer, keep: Keep<'_>, import: Option<&Store>, stage: &dyn Stage) -> Result<Scanned> {
+    match scan(layer, keep, import, stage) {
         Err(Error::Corrupt { .. })
             if matches!(&layer.source, BlobSource::Registry(_))
                 && layer.store().is_some_and(|store| !store.has(&layer.digest)) =>
         {
-            scan(layer, keep, stage)
+            scan(layer, keep, import, stage)
         }
         result => result,
     }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use vm2k::error::{Error, code};
 use vm2k::oci::{self, OpenOptions, Platform, Reference};
 use vm2k::progress::Silent;
-use vm2k::source::image::{ImageOptions, ImageSource};
+use vm2k::source::image::{Contents, ImageOptions, ImageSource};
 use vm2k::store::{Digest, Store};
 
 fn two_layers() -> Vec<Vec<u8>> {
@@ -213,7 +213,8 @@ fn try_all(reference: &str, store: &Arc<Store>) -> bool {
     };
     let options = ImageOptions {
         cached: false,
-        keep_contents: false,
+        keep: Contents::None,
+        import: false,
     };
     ImageSource::open(image, Arc::clone(store), options, &Silent).is_ok()
 }

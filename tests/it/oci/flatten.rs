@@ -14,7 +14,7 @@ use vm2k::path::GuestPath;
 use vm2k::progress::Silent;
 use vm2k::read_at::read_all;
 use vm2k::source::Source;
-use vm2k::source::image::{ImageOptions, ImageSource};
+use vm2k::source::image::{Contents, ImageOptions, ImageSource};
 use vm2k::store::{Digest, Store};
 use vm2k::tree::Kind;
 
@@ -357,7 +357,8 @@ fn in_memory(blobs: &[Vec<u8>], tars: &[Vec<u8>]) -> Image {
 fn open_memory(store: &Arc<Store>, blobs: &[Vec<u8>], tars: &[Vec<u8>]) -> vm2k::error::Result<ImageSource> {
     let options = ImageOptions {
         cached: false,
-        keep_contents: true,
+        keep: Contents::All,
+        import: false,
     };
     ImageSource::open(in_memory(blobs, tars), Arc::clone(store), options, &Silent)
 }
@@ -772,7 +773,8 @@ fn wrong_bytes_are_corrupt() {
                 l.parent().unwrap(),
                 ImageOptions {
                     cached: false,
-                    keep_contents: false,
+                    keep: Contents::None,
+                    import: false,
                 },
             )
             .err()

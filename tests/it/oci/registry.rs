@@ -14,7 +14,7 @@ use vm2k::error::{Error, code};
 use vm2k::oci::{self, OpenOptions, Platform, Reference};
 use vm2k::progress::Silent;
 use vm2k::source::Source;
-use vm2k::source::image::{ImageOptions, ImageSource};
+use vm2k::source::image::{Contents, ImageOptions, ImageSource};
 use vm2k::store::{Digest, Store};
 
 /// A request as the server saw it.
@@ -209,7 +209,8 @@ fn pull_with(
     let image = oci::open(&Reference::parse_base(name)?, &options, &Silent)?;
     let options = ImageOptions {
         cached: false,
-        keep_contents: false,
+        keep: Contents::None,
+        import: false,
     };
     let source = ImageSource::open(image, Arc::clone(store), options, &Silent)?;
     Ok(source.tree().iter().skip(1).map(|(p, _)| p.to_string()).collect())

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use vm2k::oci::{self, BlobSource, Layer, NewConfig, NewHistory, NewImage, Output};
 use vm2k::progress::Silent;
 use vm2k::source::Source;
-use vm2k::source::image::{ImageOptions, ImageSource};
+use vm2k::source::image::{Contents, ImageOptions, ImageSource};
 use vm2k::store::{Digest, Store};
 
 /// A layer in the store.
@@ -70,7 +70,8 @@ pub(crate) fn paths(reference: &str, store: &Arc<Store>) -> Vec<String> {
     let image = open(reference, store).unwrap();
     let options = ImageOptions {
         cached: false,
-        keep_contents: false,
+        keep: Contents::None,
+        import: false,
     };
     let source = ImageSource::open(image, Arc::clone(store), options, &Silent).unwrap();
     source.tree().iter().map(|(p, _)| p.to_string()).collect()
