@@ -64,9 +64,10 @@ pub(super) struct Arguments {
     /// Print the plan and make nothing
     #[arg(long)]
     dry_run: bool,
-    /// How layers are compressed: zstd[:1-19], gzip[:1-9] or none
-    #[arg(long, default_value_t, value_name = "METHOD")]
-    compress: Compression,
+    /// How layers are compressed: zstd[:1-19], gzip[:1-9] or none [default: zstd; gzip where an oci-archive is written,
+    /// because every engine loads it]
+    #[arg(long, value_name = "METHOD")]
+    compress: Option<Compression>,
     /// The result as one JSON document on stdout
     #[arg(long)]
     json: bool,
@@ -147,9 +148,8 @@ pub(super) fn run(common: &Common, arguments: &Arguments, ui: &Ui) -> anyhow::Re
         outputs.iter().try_for_each(oci::check)?;
     }
     let store = target::store(common)?;
-    let options = arguments
-        .decisions
-        .options(common, &store, edited, arguments.compress)?;
+    let compression = arguments.compress.unwrap_or_else(|| usual(&outputs));
+    let options = arguments.decisions.options(common, &store, edited, compression)?;
     let distros = target::distros(common)?;
     let opened = target::open_machine(common, &arguments.decisions.target, ui)?;
     let machine = Machine {
@@ -185,6 +185,16 @@ pub(super) fn run(common: &Common, arguments: &Arguments, ui: &Ui) -> anyhow::Re
     }
     let clean = opened.source.problems().is_empty() && prepared.plan.unsaid.is_empty();
     Ok(if clean { code::DONE } else { code::DIFFERS })
+}
+
+/// The compression when nobody named one. An archive is what people hand to `docker load`, and Docker Engine before 23
+/// reads no zstd. No output named is an archive too ([`default_output`]).
+fn usual(outputs: &[Output]) -> Compression {
+    let archive = |output: &Output| matches!(output, Output::OciArchive { .. });
+    match outputs.is_empty() || outputs.iter().any(archive) {
+        true => Compression::gzip(),
+        false => Compression::default(),
+    }
 }
 
 /// `oci-archive:./<hostname>.tar`.

@@ -9,7 +9,7 @@ use crate::diff::{ContentHash, Known, Side, compare};
 use crate::distro::Distros;
 use crate::error::{Error, HintExt, Result};
 use crate::inventory::os::Os;
-use crate::inventory::{self, Inventory};
+use crate::inventory::{self, Inventory, secrets};
 use crate::layer::{self, Material, Settings};
 use crate::oci::{self, Platform};
 use crate::path::GuestPath;
@@ -22,7 +22,7 @@ use crate::source::Source;
 use crate::source::image::{Contents, ImageOptions, ImageSource};
 use crate::store::{Digest, Store};
 use crate::tree::{FileId, Tree};
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 /// Which base image to build on.
@@ -111,6 +111,7 @@ pub fn prepare(
     progress: &dyn Progress,
 ) -> anyhow::Result<Prepared> {
     let source = machine.source;
+    check_allowed(options, distros)?;
     let first = inventory::identify(source, distros)?;
     let os = first.os.clone();
     // The base is read while the rest of the inventory is taken.
@@ -220,6 +221,26 @@ pub fn prepare(
         image,
         known,
     })
+}
+
+/// A rule that does not exist would allow nothing: a slip of the pen must not look like a permission.
+fn check_allowed(options: &Options, distros: &Distros) -> Result<()> {
+    let rules = secrets::Rules::new(distros)?;
+    let mut known = rules.names();
+    known.extend([redact::RULE, "all"]);
+    known.sort_unstable();
+    known.dedup();
+    match options
+        .allow_secrets
+        .iter()
+        .find(|rule| !known.contains(&rule.as_str()))
+    {
+        None => Ok(()),
+        Some(rule) => Err(
+            Error::usage(format!("--allow-secrets {rule}: no rule has this name"))
+                .hint(format!("the rules are {}", known.join(", "))),
+        ),
+    }
 }
 
 /// Opens the base image that the options or the distribution's data name.
@@ -456,7 +477,7 @@ pub fn build(
         rewritten: &prepared.plan.rewritten,
     };
     let mut built = Vec::new();
-    let mut learned: HashMap<FileId, ContentHash> = HashMap::new();
+    let mut learned = false;
     for plan in &prepared.plan.layers {
         let recipe =
             |known: &Known| layer::recipe(&prepared.image, &prepared.plan.rewritten, plan, settings, known);
@@ -487,16 +508,14 @@ pub fn build(
             tar_size: packed.size,
             reused: false,
         };
-        learned.extend(packed.hashes);
-        let mut all = prepared.known.clone();
-        all.extend(learned.iter().map(|(id, hash)| (*id, *hash)));
-        if let Some(recipe) = recipe(&all) {
+        learned = true;
+        prepared.known.extend(packed.hashes);
+        if let Some(recipe) = recipe(&prepared.known) {
             store.cache_put(RECIPES, &recipe, &serde_json::to_vec(&layer)?)?;
         }
         built.push(layer);
     }
-    if !learned.is_empty() {
-        prepared.known.extend(learned);
+    if learned {
         remember(machine, &prepared.known, store)?;
     }
     Ok(built)

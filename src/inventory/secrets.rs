@@ -310,6 +310,14 @@ impl Rules {
         Ok(Self { set, names })
     }
 
+    /// The names of all rules, each once, sorted.
+    pub fn names(&self) -> Vec<&str> {
+        let mut names: Vec<&str> = self.names.iter().map(String::as_str).collect();
+        names.sort_unstable();
+        names.dedup();
+        names
+    }
+
     /// The first rule that `path` falls under.
     pub fn rule(&self, path: &GuestPath) -> Option<&str> {
         let path = Path::new(std::ffi::OsStr::from_bytes(path.as_bytes()));

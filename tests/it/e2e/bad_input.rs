@@ -392,6 +392,34 @@ fn wrong_usage() {
     }
 }
 
+#[test]
+fn a_rule_of_secrets_that_does_not_exist() {
+    if !support::root("a_rule_of_secrets_that_does_not_exist") {
+        return;
+    }
+    let work = Work::new();
+    let machine = work.path("machine");
+    bash(
+        r#"mkdir -p "$1/etc" && echo ID=debian > "$1/etc/os-release""#,
+        &[&machine],
+    );
+    let target = format!("dir:{}", machine.display());
+    let plan = |rule: &str| {
+        let arguments = ["plan", "--base", "none", "--allow-secrets", rule, &target];
+        ended(&mut work.vm2k(arguments))
+    };
+    plan("ssh-host-key").expect(0);
+    plan("all").expect(0);
+    let wrong = plan("ssh-host-keys");
+    wrong.expect(2);
+    wrong.one_cause();
+    assert!(
+        wrong.stderr.contains("password-hash") && wrong.stderr.contains("ssh-host-key,"),
+        "{}",
+        wrong.stderr
+    );
+}
+
 /// Damaged filesystems: no panic, no hang, memory bounded, and what cannot be read is never silently missing.
 #[test]
 fn hostile_filesystems_as_whole_processes() {
