@@ -218,11 +218,15 @@ impl Log {
         Ok(data)
     }
 
-    /// True if the record at `number` is whole.
-    fn is_whole(&mut self, number: u64) -> Option<Record> {
-        let record = self.header(number).ok()?;
-        self.operations(&record).ok()?;
-        Some(record)
+    /// True if the record at `number` is whole. Those that mkfs writes have no checksum.
+    fn is_whole(&mut self, number: u64) -> bool {
+        self.header(number)
+            .is_ok_and(|record| record.crc == 0 || self.operations(&record).is_ok())
+    }
+
+    /// The block where the log began to be live when `record` was written.
+    fn tail(&self, record: &Record) -> u64 {
+        (record.tail_lsn & 0xffff_ffff) % self.blocks
     }
 
     /// The last header before `before`, looking back over at most `most` blocks.
@@ -259,16 +263,17 @@ impl Log {
             return Ok(Position::Clean);
         }
         // Of the records that were on their way when the machine stopped, those from the first torn one on are not there.
+        let live = self.distance(self.tail(&last), head);
         let mut recent = vec![last.block];
         while recent.len() < IN_FLIGHT as usize
             && let Some(first) = recent.last()
             && let Some(number) = self.header_before(*first, longest * 2)?
-            && self.distance(number, head) < self.blocks / 2
+            && self.distance(number, head) <= live
         {
             recent.push(number);
         }
         for number in recent.iter().rev() {
-            if self.is_whole(*number).is_none() {
+            if !self.is_whole(*number) {
                 head = *number;
                 let before = self
                     .header_before(head, longest * 2)?
@@ -280,10 +285,10 @@ impl Log {
                 break;
             }
         }
-        let mut tail = (last.tail_lsn & 0xffff_ffff) % self.blocks;
+        let mut tail = self.tail(&last);
         // Records that were on their way may have overwritten the tail, when it had already moved on.
         let most = IN_FLIGHT * longest;
-        while tail != head && self.distance(head, tail) <= most && self.is_whole(tail).is_none() {
+        while tail != head && self.distance(head, tail) <= most && !self.is_whole(tail) {
             tail = self.after(tail, 1);
             while tail != head && !self.is_header(tail)? {
                 tail = self.after(tail, 1);
@@ -372,13 +377,15 @@ impl Log {
     }
 }
 
-/// The checksum of a record: `summed` bytes of its header with the checksum as zeros, its further headers, its data.
+/// The checksum of a record: `summed` bytes of its header with the checksum as zeros, of its further headers those that
+/// describe data, its data.
 fn checksum(headers: &[u8], summed: usize, data: &[u8]) -> u32 {
     let part = |from: usize, to: usize| headers.get(from..to).unwrap_or_default();
     let mut crc = crc32c::crc32c(part(0, CRC_AT));
     crc = crc32c::crc32c_append(crc, &[0; 4]);
     crc = crc32c::crc32c_append(crc, part(CRC_AT + 4, summed));
-    for further in (SECTOR..headers.len()).step_by(SECTOR) {
+    let described = data.len().div_ceil(PER_HEADER as usize);
+    for further in (SECTOR..headers.len().min(described * SECTOR)).step_by(SECTOR) {
         crc = crc32c::crc32c_append(crc, part(further, further + SUMMED_EXT));
     }
     crc32c::crc32c_append(crc, data)
