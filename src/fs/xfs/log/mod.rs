@@ -15,7 +15,7 @@ use super::extents::Edit;
 use super::superblock::Superblock;
 use crate::error::{Error, Result};
 use crate::read_at::ReadAt;
-use records::{Log, Position};
+use records::{Log, Position, Torn};
 use replay::Replay;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -40,13 +40,16 @@ pub(super) struct Recovery {
 /// A damaged log does not hide the filesystem: what is whole in it is used, the rest is named in
 /// [`Recovery::problems`].
 pub(super) fn recover(disk: &Arc<dyn ReadAt>, sb: &Superblock) -> Option<Recovery> {
+    let untouched = || Recovery {
+        disk: Arc::clone(disk),
+        edits: HashMap::new(),
+        notes: Vec::new(),
+        problems: Vec::new(),
+    };
     let told = |problem: String| {
-        Some(Recovery {
-            disk: Arc::clone(disk),
-            edits: HashMap::new(),
-            notes: Vec::new(),
-            problems: vec![problem],
-        })
+        let mut recovery = untouched();
+        recovery.problems.push(problem);
+        Some(recovery)
     };
     if sb.log_start == 0 {
         return told(
@@ -54,15 +57,33 @@ pub(super) fn recover(disk: &Arc<dyn ReadAt>, sb: &Superblock) -> Option<Recover
                 .to_owned(),
         );
     }
-    let replayed = || -> Result<Option<Recovery>> {
+    let replayed = || -> Result<(Option<Recovery>, Option<Torn>)> {
         let mut log = Log::new(disk, sb)?;
         match log.find()? {
-            Position::Clean => Ok(None),
-            Position::Dirty { tail, head } => replay(disk, sb, &mut log, tail, head).map(Some),
+            Position::Clean => Ok((None, log.torn)),
+            Position::Dirty { tail, head } => {
+                let recovery = replay(disk, sb, &mut log, tail, head)?;
+                Ok((Some(recovery), log.torn))
+            }
         }
     };
     match replayed() {
-        Ok(recovery) => recovery,
+        Ok((recovery, None)) => recovery,
+        Ok((recovery, Some(torn))) => {
+            let mut recovery = recovery.unwrap_or_else(untouched);
+            if torn.followed {
+                recovery.problems.push(format!(
+                    "the log has a damaged record at its block {}: later changes are missing",
+                    torn.block
+                ));
+            } else {
+                recovery.notes.push(format!(
+                    "the last record of the log, at its block {}, is torn: recovery leaves it out",
+                    torn.block
+                ));
+            }
+            Some(recovery)
+        }
         Err(e) => told(format!(
             "the log cannot be replayed: changes of names, metadata and files that are only in it are missing: {e}"
         )),

@@ -74,6 +74,16 @@ pub(super) struct Log {
     uuid: [u8; 16],
     /// The blocks that were read last, and the number of the first.
     window: (u64, Vec<u8>),
+    /// A record near the head that is not whole, from which on the log does not count.
+    pub torn: Option<Torn>,
+}
+
+/// A record that was being written when the machine stopped, or that is damaged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Torn {
+    pub block: u64,
+    /// True if something was written behind it.
+    pub followed: bool,
 }
 
 impl Log {
@@ -93,6 +103,7 @@ impl Log {
             crc: sb.has_crc(),
             uuid: sb.uuid(),
             window: (0, Vec::new()),
+            torn: None,
         })
     }
 
@@ -274,6 +285,10 @@ impl Log {
         }
         for number in recent.iter().rev() {
             if !self.is_whole(*number) {
+                self.torn = Some(Torn {
+                    block: *number,
+                    followed: *number != last.block && self.is_whole(last.block),
+                });
                 head = *number;
                 let before = self
                     .header_before(head, longest * 2)?
@@ -340,16 +355,24 @@ impl Log {
                 }
             }
         };
-        // A record that does not reach the head is not whole.
-        if let Some(number) = self.header_before(head % self.blocks, self.longest() * 2)?
+        // The last record must reach the head.
+        head %= self.blocks;
+        if let Some(number) = self.header_before(head, self.longest() * 2)?
             && let Ok(record) = self.header(number)
         {
+            let missing = self.distance(number, head) < record.blocks();
             let end = self.after(number, record.blocks());
-            if end != head % self.blocks {
-                head = number;
+            if end != head {
+                // A whole record that something follows which is none: a header is damaged.
+                let damaged = !missing && self.is_whole(number);
+                head = if damaged { end } else { number };
+                self.torn = Some(Torn {
+                    block: head,
+                    followed: damaged,
+                });
             }
         }
-        Ok(Some(head % self.blocks))
+        Ok(Some(head))
     }
 
     /// The first block of cycle `cycle`, which the end of the log has and its beginning has not.
