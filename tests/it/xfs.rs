@@ -1030,3 +1030,136 @@ fn large_files_and_many_threads() {
         });
     }
 }
+
+/// A record of the log with one transaction of bmap update intents, which are not done: `struct xfs_map_extent` each.
+fn intents(last: &[u8], block: u32, extents: &[[u64; 5]]) -> Vec<u8> {
+    let mut data = Vec::new();
+    let mut operation = |flags: u8, bytes: &[u8]| {
+        data.extend(0x1234_5678u32.to_be_bytes());
+        data.extend(u32::try_from(bytes.len()).unwrap().to_be_bytes());
+        data.extend([0x69, flags, 0, 0]);
+        data.extend(bytes);
+    };
+    operation(1, &[]);
+    let words = |words: &[u32]| words.iter().flat_map(|w| w.to_le_bytes()).collect::<Vec<u8>>();
+    operation(0, &words(&[0x5452_414e, 40, 0, extents.len() as u32]));
+    for (i, [ino, start, logical, len, flags]) in extents.iter().enumerate() {
+        let mut item = words(&[0x0001_1244, 1, 0x1000 + i as u32, 0x77]);
+        item.extend([ino, start, logical].iter().flat_map(|w| w.to_le_bytes()));
+        item.extend(words(&[*len as u32, *flags as u32]));
+        operation(0, &item);
+    }
+    operation(2, &[]);
+    data.resize(data.len().next_multiple_of(512), 0);
+    let mut header = last.to_vec();
+    header[12..16].copy_from_slice(&(data.len() as u32).to_be_bytes());
+    header[20..24].copy_from_slice(&block.to_be_bytes());
+    header[40..44].copy_from_slice(&(extents.len() as u32 + 3).to_be_bytes());
+    header[44..300].fill(0);
+    for (i, first) in data.chunks_mut(512).enumerate() {
+        header[44 + i * 4..48 + i * 4].copy_from_slice(&first[..4]);
+        first[..4].copy_from_slice(&last[4..8]);
+    }
+    [header, data].concat()
+}
+
+#[test]
+fn open_intents_are_finished_as_recovery_does() {
+    let test = "xfs intents";
+    if !support::root(test) || !tools(test, &["mkfs.xfs", "xfs_io", "xfs_logprint", "perl"]) {
+        return;
+    }
+    let temp = support::scratch(1 << 30);
+    let image = temp.path().join("image");
+    assert!(mkfs(
+        &image,
+        "64M",
+        "-b size=4096 -m reflink=1,rmapbt=0 -d agcount=2"
+    ));
+    let mount = Mounted::new(&image, "");
+    let script = r#"cd "$1"; for f in a b c; do head -c 81920 /dev/urandom > $f; done; truncate -s 200000 hole; sync -f .
+dd if=/dev/zero of=last bs=1 count=1 conv=fsync status=none"#;
+    bash(script, &[mount.path()]);
+    let ino = |name: &str| rustix::fs::lstat(mount.path().join(name)).unwrap().st_ino;
+    // `   0: [0..159]: 224..383`
+    let block = |name: &str| {
+        let file = mount.path().join(name);
+        let text = support::run(
+            std::process::Command::new("xfs_io")
+                .args(["-r", "-c", "fiemap"])
+                .arg(file),
+        )
+        .stdout;
+        let text = String::from_utf8(text).unwrap();
+        let words: Vec<&str> = text.split([' ', '.', '\n']).collect();
+        let at = words.iter().position(|w| w.ends_with("]:")).unwrap();
+        words[at + 1].parse::<u64>().unwrap() / 8
+    };
+    let (a, b, c, hole) = (ino("a"), ino("b"), ino("c"), ino("hole"));
+    let (block_a, block_b, block_c) = (block("a"), block("b"), block("c"));
+    bash(POWER_CUT, &[mount.path()]);
+    mount.unmount();
+    let said = support::run(
+        std::process::Command::new("xfs_logprint")
+            .args(["-t"])
+            .arg(&image),
+    )
+    .stdout;
+    let said = String::from_utf8_lossy(&said).into_owned();
+    let mut words = said
+        .split_whitespace()
+        .skip_while(|word| *word != "head:")
+        .skip(1);
+    let head: usize = words.next().unwrap().parse().unwrap();
+    let mut bytes = std::fs::read(&image).unwrap();
+    let be = |at: usize| u32::from_be_bytes(bytes[at..at + 4].try_into().unwrap());
+    let (start, ag_blocks, ag_log) = (
+        u64::from(be(48)) << 32 | u64::from(be(52)),
+        u64::from(be(84)),
+        bytes[124],
+    );
+    let fsb = |block: u64| ((block / ag_blocks) << ag_log) + block % ag_blocks;
+    let log = ((start >> ag_log) * ag_blocks + (start & ((1 << ag_log) - 1))) as usize * 4096;
+    let last = (0..head)
+        .rev()
+        .map(|i| log + i * 512)
+        .find(|at| be(*at) == 0xfeed_babe)
+        .unwrap();
+    let last = bytes[last..last + 512].to_vec();
+    // Blocks in the midst and at the end are taken out, one is moved into a hole, one is put there as not written.
+    let record = intents(
+        &last,
+        head as u32,
+        &[
+            [a, fsb(block_a + 2), 2, 3, 2],
+            [b, fsb(block_b + 18), 18, 2, 2],
+            [hole, fsb(block_b + 18), 5, 2, 1],
+            [c, fsb(block_c + 4), 4, 1, 2],
+            [hole, fsb(block_c + 4), 20, 1, 1 | 1 << 30],
+        ],
+    );
+    let at = log + head * 512;
+    bytes[at..at + record.len()].copy_from_slice(&record);
+    seal(&mut bytes, DIR_BLOCK);
+    std::fs::write(&image, &bytes).unwrap();
+    let before = ours(&image).0;
+    let (wrong, transactions) = recovered(&image);
+    assert!(transactions > 1, "{transactions}");
+    assert_eq!(wrong, None);
+    // The kernel has finished them now: that they were open made a difference.
+    let find = |seen: &[Seen], path: &str| {
+        seen.iter()
+            .find(|s| s.path.to_string() == path)
+            .unwrap()
+            .content
+            .clone()
+    };
+    let after = ours(&image).0;
+    for path in ["/a", "/b", "/c", "/hole"] {
+        assert_eq!(find(&before, path), find(&after, path), "{path}");
+    }
+    assert_ne!(
+        find(&after, "/hole"),
+        kernel::sha256(&mut &vec![0; 200_000][..]).unwrap()
+    );
+}

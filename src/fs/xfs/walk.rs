@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 use crate::fs::Listing;
 use crate::path::GuestPath;
 use crate::tree::{FileId, Kind, Node, Problem, Tree, Xattrs};
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 /// Bytes of memory that one path costs besides its name.
 const ENTRY_COST: u64 = 256;
@@ -43,6 +43,8 @@ struct Walk<'a> {
     problems: Vec<Problem>,
     /// Directories met, so that each is read once.
     met: HashSet<u64>,
+    /// Where the files with several names are in `entries`, so that their attributes are read once.
+    linked: HashMap<u64, usize>,
 }
 
 /// Lists the filesystem.
@@ -62,6 +64,7 @@ pub(super) fn list(volume: &Volume) -> Result<Listing> {
         entries: Vec::new(),
         problems: Vec::new(),
         met: HashSet::new(),
+        linked: HashMap::new(),
     };
     walk.run()?;
     Ok(Listing {
@@ -164,6 +167,16 @@ impl Walk<'_> {
 
     /// Adds `inode` as `path` and says whether it could be. What is wrong with it becomes a problem.
     fn add(&mut self, path: &GuestPath, inode: &Inode) -> bool {
+        let bytes = |xattrs: &Xattrs| xattrs.iter().map(|(n, v)| n.len() + v.len()).sum::<usize>() as u64;
+        let known = self.linked.get(&inode.ino).and_then(|i| self.entries.get(*i));
+        if let Some((_, node)) = known
+            && self.budget.take(bytes(&node.xattrs))
+        {
+            let node = node.clone();
+            self.entries.push((path.clone(), node));
+            return true;
+        }
+        let problems_before = self.problems.len();
         let kind = match self.kind(path, inode) {
             Ok(kind) => kind,
             Err(e) => {
@@ -179,7 +192,6 @@ impl Walk<'_> {
         for what in problems {
             self.problem(path, what);
         }
-        let bytes = |xattrs: &Xattrs| xattrs.iter().map(|(n, v)| n.len() + v.len()).sum::<usize>() as u64;
         if !self.budget.take(bytes(&xattrs)) {
             self.budget.attributes = false;
             self.problem(path, TOO_MANY_ATTRIBUTES.to_owned());
@@ -199,19 +211,22 @@ impl Walk<'_> {
             },
             nlink: inode.nlink,
         };
+        if inode.nlink > 1 && !inode.is_dir() && self.problems.len() == problems_before {
+            self.linked.insert(inode.ino, self.entries.len());
+        }
         self.entries.push((path.clone(), node));
         true
     }
 
     fn kind(&mut self, path: &GuestPath, inode: &Inode) -> Result<Kind> {
         let mut kind = inode.kind()?;
+        if inode.realtime && inode.size > 0 {
+            self.problem(path, realtime(inode.ino).to_string());
+        }
         match &mut kind {
             Kind::Symlink { target } => *target = self.volume.target(inode)?,
-            Kind::File { size } if inode.realtime => {
-                if *size > 0 {
-                    self.problem(path, realtime(inode.ino).to_string());
-                }
-            }
+            // Its extents are of another device.
+            Kind::File { .. } if inode.realtime => {}
             Kind::File { .. } | Kind::Directory => self.volume.check_content(inode)?,
             _ => {}
         }
