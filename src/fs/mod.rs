@@ -2,6 +2,7 @@
 
 mod ext4;
 pub mod identity;
+mod xfs;
 
 use crate::bytes::{be16, le16, le32, le64};
 use crate::error::{Error, Result};
@@ -93,7 +94,12 @@ pub const FILESYSTEMS: &[Row] = &[
         probe: ext4::probe,
         open: Some(ext4::open),
     },
-    named("xfs", "an XFS filesystem", |v| has(v, 0, b"XFSB")),
+    Row {
+        name: "xfs",
+        what: "an XFS filesystem",
+        probe: xfs::probe,
+        open: Some(xfs::open),
+    },
     named("btrfs", "a btrfs filesystem", |v| has(v, 0x1_0040, b"_BHRfS_M")),
     named("ntfs", "an NTFS filesystem", |v| has(v, 3, b"NTFS    ")),
     named("exfat", "an exFAT filesystem", |v| has(v, 3, b"EXFAT   ")),

@@ -22,3 +22,4 @@ mod oci;
 #[allow(dead_code, reason = "shared by the modules beside it")]
 mod support;
 mod volume;
+mod xfs;
