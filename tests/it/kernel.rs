@@ -75,18 +75,49 @@ impl Drop for Mounted {
 
 /// Everything below `dir`, and `dir` itself as `/`, sorted. What lies on another filesystem is left out.
 pub(crate) fn tree_of(dir: &Path) -> Vec<Seen> {
+    let device = rustix::fs::lstat(dir).unwrap().st_dev;
+    walk(dir, &mut |found| (found == device).then_some(0))
+}
+
+/// As [`tree_of`], with what is mounted below it. File ids are [numbered](numbered).
+pub(crate) fn tree_across(dir: &Path) -> Vec<Seen> {
+    let mut devices = Vec::new();
+    let mut all = walk(dir, &mut |found| {
+        let known = devices.iter().position(|d| *d == found);
+        let number = known.unwrap_or_else(|| {
+            devices.push(found);
+            devices.len() - 1
+        });
+        u32::try_from(number).ok()
+    });
+    numbered(&mut all);
+    all
+}
+
+/// Gives each file the number of its first path, so that trees with other inode numbers compare.
+pub(crate) fn numbered(all: &mut [Seen]) {
+    let mut first = std::collections::HashMap::new();
+    for (number, seen) in all.iter_mut().enumerate() {
+        let id = (seen.node.id, seen.node.is_dir());
+        let ino = *first.entry(id).or_insert(number as u64);
+        seen.node.id = FileId { fs: 0, ino };
+    }
+}
+
+/// Everything on the devices that `fs` gives a number for.
+fn walk(dir: &Path, fs: &mut dyn FnMut(u64) -> Option<u32>) -> Vec<Seen> {
     let mut all = Vec::new();
     let mut todo = vec![(dir.to_owned(), GuestPath::root())];
-    let device = rustix::fs::lstat(dir).unwrap().st_dev;
     while let Some((host, path)) = todo.pop() {
         let stat = match rustix::fs::lstat(&host) {
             Ok(stat) => stat,
             Err(e) => panic!("{}: {e}", host.display()),
         };
-        if stat.st_dev != device {
+        let Some(number) = fs(stat.st_dev) else {
             continue;
-        }
-        let seen = seen(&host, path.clone(), &stat);
+        };
+        let mut seen = seen(&host, path.clone(), &stat);
+        seen.node.id.fs = number;
         if seen.node.is_dir() {
             for name in names(&host) {
                 todo.push((

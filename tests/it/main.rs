@@ -9,6 +9,7 @@
 mod directory;
 mod disk;
 mod e2e;
+mod everything;
 mod ext4;
 #[allow(dead_code, reason = "shared by the modules beside it")]
 mod filesystem;
