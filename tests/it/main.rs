@@ -10,13 +10,16 @@ mod directory;
 mod disk;
 mod e2e;
 mod ext4;
+mod formats;
 mod gate;
 mod golden;
 mod inventory;
 #[allow(dead_code, reason = "shared by the modules beside it")]
 mod kernel;
 mod machine;
+mod mutants;
 mod oci;
+mod packages;
 #[allow(dead_code, reason = "shared by the modules beside it")]
 mod support;
 mod volume;
