@@ -42,6 +42,7 @@ pub mod read_at;
 pub mod scratch;
 pub mod source;
 pub mod store;
+mod tar;
 pub mod tree;
 pub mod verify;
 pub mod volume;

@@ -61,6 +61,7 @@ for line in "${need[@]}"; do
 done
 [ -x /usr/bin/time ] || missing+=(time)
 [ -e /usr/share/keyrings/debian-archive-keyring.gpg ] || missing+=(debian-archive-keyring)
+/usr/bin/python3 -c 'import pyvhdi' 2> /dev/null || missing+=(python3-libvhdi)
 [ -e /etc/ssl/certs/ca-certificates.crt ] || missing+=(ca-certificates)
 
 if [ ${#missing[@]} != 0 ]; then

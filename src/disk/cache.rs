@@ -27,7 +27,7 @@ struct Slot {
 }
 
 impl Cache {
-    /// An empty cache of `budget` bytes. One block more than that may be kept for each of 8 shards.
+    /// An empty cache of `budget` bytes. A block of more than an eighth of that is not kept.
     pub(super) fn new(budget: usize) -> Self {
         Self {
             budget: budget / SHARDS,
@@ -59,7 +59,7 @@ impl Cache {
 
 impl Shard {
     fn insert(&mut self, key: u64, block: Arc<[u8]>, budget: usize) {
-        if self.blocks.contains_key(&key) {
+        if block.len() > budget || self.blocks.contains_key(&key) {
             return;
         }
         while self.bytes.saturating_add(block.len()) > budget {
@@ -118,7 +118,9 @@ mod tests {
 
     #[test]
     fn an_error_is_not_kept() {
-        let cache = Cache::new(4096);
+        let cache = Cache::new(SHARDS * 512);
+        assert!(cache.get(1, || Ok::<_, ()>(vec![1; 513])).is_ok());
+        assert!(cache.get(1, || Err(())).is_err(), "it was too large");
         assert!(cache.get(1, || Err(())).is_err());
         assert!(cache.get(1, || Ok::<_, ()>(vec![1])).is_ok());
     }

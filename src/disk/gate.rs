@@ -4,14 +4,15 @@
 //! into the image's own directory, or a directory that the user allowed with `--allow-backing`.
 
 use crate::error::{Error, Result};
-use crate::read_at::HostFile;
+use crate::progress::{Progress, Silent};
+use crate::read_at::{HostFile, ReadAt};
 use rustix::fs::{Mode, OFlags};
 use std::ffi::OsStr;
 use std::fs::Metadata;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// How many images may stand behind one another, the first included.
@@ -86,14 +87,23 @@ impl Gate {
     }
 }
 
-/// A file of the host that a disk lies in.
+/// How many extents the disks of one machine may have: a disk of 8 TiB in pieces of 2 GiB.
+pub(super) const MAX_EXTENTS: usize = 4096;
+
+/// What a disk lies in: a file of the host, or a part of one.
 pub(super) struct Image {
     /// Its bytes.
-    pub(super) file: HostFile,
-    /// Its path without symbolic links.
+    pub(super) file: Arc<dyn ReadAt>,
+    /// The path of the file of the host, without symbolic links.
     pub(super) path: PathBuf,
     /// As messages call it.
     pub(super) name: String,
+    /// True for a member of an archive, which may name no further files.
+    pub(super) sealed: bool,
+    /// True for what was decompressed, which may not be compressed once more.
+    pub(super) unpacked: bool,
+    /// True for a file of a package, which may be no package itself.
+    pub(super) nested: bool,
 }
 
 /// The images that were opened on the way to the present one, and where that way may go on.
@@ -103,6 +113,10 @@ pub(super) struct Chain<'a> {
     home: PathBuf,
     /// Device and inode of each image so far.
     seen: Vec<(u64, u64)>,
+    /// How many extents were opened.
+    extents: usize,
+    /// Who wants to know how far long work is.
+    pub(super) progress: &'a dyn Progress,
 }
 
 impl<'a> Chain<'a> {
@@ -130,8 +144,21 @@ impl<'a> Chain<'a> {
             gate,
             home,
             seen: vec![image.1],
+            extents: 0,
+            progress: &Silent,
         };
         Ok((chain, image.0))
+    }
+
+    /// A way that begins at another disk of the same machine, which lies in the same directory.
+    pub(super) fn another(&self) -> Chain<'a> {
+        Chain {
+            gate: self.gate,
+            home: self.home.clone(),
+            seen: self.seen.get(..1).unwrap_or_default().to_vec(),
+            extents: self.extents,
+            progress: self.progress,
+        }
     }
 
     /// Opens the file that `from` names as its `role` ("backing file"), `name` being the bytes in the image.
@@ -140,8 +167,65 @@ impl<'a> Chain<'a> {
     /// [`Error::Refused`] if it is no plain file name, or leads outside; [`Error::Io`] if it cannot be opened;
     /// [`Error::Corrupt`] for a cycle; [`Error::Unsupported`] if the chain is longer than [`MAX_CHAIN`].
     pub(super) fn follow(&mut self, from: &Image, role: &str, name: &[u8]) -> Result<Image> {
+        let (image, id) = self.judged(from, role, name)?;
+        if self.seen.len() >= MAX_CHAIN {
+            return Err(Error::unsupported(format!(
+                "{role} {:?} of {}: more than {MAX_CHAIN} images stand behind one another",
+                String::from_utf8_lossy(name),
+                from.name
+            ))
+            .hint("make one file of them with `qemu-img convert`, and use that"));
+        }
+        self.seen.push(id);
+        Ok(image)
+    }
+
+    /// As [`Chain::follow`], for a file that holds a part of `from` itself.
+    ///
+    /// # Errors
+    /// As [`Chain::follow`]; [`Error::Unsupported`] if there are more than [`MAX_EXTENTS`].
+    pub(super) fn follow_extent(&mut self, from: &Image, role: &str, name: &[u8]) -> Result<Image> {
+        self.extents += 1;
+        if self.extents > MAX_EXTENTS {
+            return Err(Error::unsupported(format!(
+                "{}: more than {MAX_EXTENTS} files",
+                from.name
+            )));
+        }
+        self.judged(from, role, name).map(|(image, _)| image)
+    }
+
+    /// As [`Chain::follow`], for the first of `names` that leads to a file. Images carry the names of other systems
+    /// (`C:\\vm\\base.vhd`, `/vmfs/volumes/1/base.vmdk`), so in the end the last part of each is looked for beside `from`.
+    ///
+    /// # Errors
+    /// As [`Chain::follow`], that of the first name.
+    pub(super) fn follow_any(&mut self, from: &Image, role: &str, names: &[Vec<u8>]) -> Result<Image> {
+        let last = |name: &Vec<u8>| -> Vec<u8> {
+            let parts = name.rsplit(|b| matches!(b, b'/' | b'\\'));
+            parts.into_iter().next().unwrap_or_default().to_vec()
+        };
+        let beside: Vec<Vec<u8>> = names.iter().map(last).collect();
+        let mut first = None;
+        for name in names.iter().chain(&beside) {
+            match self.follow(from, role, name) {
+                Ok(image) => return Ok(image),
+                Err(e) => first = first.or(Some(e)),
+            }
+        }
+        Err(first.unwrap_or_else(|| Error::corrupt(format!("{}: no name of its {role}", from.name), 0)))
+    }
+
+    /// Opens the file that `from` names, if it may.
+    fn judged(&self, from: &Image, role: &str, name: &[u8]) -> Result<(Image, (u64, u64))> {
         let shown = String::from_utf8_lossy(name).into_owned();
         let refused = |why: &str| Error::refused(format!("{role} {shown:?} of {} {why}", from.name));
+        if from.sealed {
+            return Err(
+                refused("is named by a member of an archive, which may name no files")
+                    .hint("unpack the archive, and use the image inside"),
+            );
+        }
         if name.is_empty() || name.contains(&0) {
             return Err(refused("is no file name"));
         }
@@ -193,15 +277,7 @@ impl<'a> Chain<'a> {
                 0,
             ));
         }
-        if self.seen.len() >= MAX_CHAIN {
-            return Err(Error::unsupported(format!(
-                "{role} {shown:?} of {}: more than {MAX_CHAIN} images stand behind one another",
-                from.name
-            ))
-            .hint("make one file of them with `qemu-img convert`, and use that"));
-        }
-        self.seen.push(id);
-        Ok(image)
+        Ok((image, id))
     }
 
     /// True if the canonical path `path` lies below the image's directory or one that the user allowed. Hidden files and
@@ -232,9 +308,12 @@ fn open(gate: &Gate, full: PathBuf, name: String) -> Result<(Image, (u64, u64))>
     let file = HostFile::from_file(file, name.clone())?;
     Ok((
         Image {
-            file,
+            file: Arc::new(file),
             path: full,
             name,
+            sealed: false,
+            unpacked: false,
+            nested: false,
         },
         id,
     ))

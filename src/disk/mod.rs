@@ -4,14 +4,23 @@
 //! Which further files an image may open is the [`Gate`]'s decision. `docs/disks.md` has the details.
 #![deny(clippy::indexing_slicing)]
 
+mod blocks;
 mod cache;
 mod gate;
+mod ova;
+mod packed;
 pub mod qcow2;
+mod split;
+mod vdi;
+mod vhd;
+mod vhdx;
+mod vmdk;
 
 pub use gate::{Gate, MAX_CHAIN};
 
 use crate::bytes::{array, be32, le32};
 use crate::error::{Error, Result};
+use crate::progress::{Progress, Silent};
 use crate::read_at::{ReadAt, read_vec};
 use gate::{Chain, Image};
 use std::path::Path;
@@ -25,6 +34,58 @@ pub struct Disk {
     pub format: &'static str,
     /// What is worth telling, as in `internal snapshots: 2, the active layer is read`.
     pub notes: Vec<String>,
+}
+
+/// A machine's disks, in the order in which they are attached, and its hardware where the file tells of it.
+pub struct Machine {
+    /// At least one.
+    pub disks: Vec<AttachedDisk>,
+    /// What an OVF says; nothing for other formats.
+    pub hardware: Hardware,
+}
+
+/// A disk of a [`Machine`].
+pub struct AttachedDisk {
+    /// The name of the file inside the archive; empty if the machine is one disk in one file.
+    pub name: String,
+    /// The disk.
+    pub disk: Disk,
+}
+
+/// The hardware of a machine.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Hardware {
+    /// What the machine is called.
+    pub name: Option<String>,
+    /// How many processors it has.
+    pub cpus: Option<u32>,
+    /// Its memory in bytes.
+    pub memory: Option<u64>,
+    /// The operating system that is said to be on it.
+    pub os: Option<String>,
+}
+
+impl Machine {
+    fn one(disk: Disk) -> Self {
+        Self {
+            disks: vec![AttachedDisk {
+                name: String::new(),
+                disk,
+            }],
+            hardware: Hardware::default(),
+        }
+    }
+
+    /// The one disk.
+    fn into_one(self) -> Result<Disk> {
+        let count = self.disks.len();
+        match self.disks.into_iter().next() {
+            Some(only) if count == 1 => Ok(only.disk),
+            _ => Err(Error::unsupported(format!(
+                "a machine of {count} disks, where one disk is needed"
+            ))),
+        }
+    }
 }
 
 /// What formats are told from: both ends of a file and its length.
@@ -49,19 +110,22 @@ pub struct Row {
 impl Row {
     /// True if disks of this format can be read.
     pub fn is_read(&self) -> bool {
-        matches!(self.open, Open::With(_))
+        !matches!(self.open, Open::Refuse(_))
     }
 }
 
 enum Open {
     /// Reads the disk.
     With(fn(Image, &mut Chain<'_>) -> Result<Disk>),
+    /// Reads a machine of several disks.
+    Machine(fn(Image, &mut Chain<'_>) -> Result<Machine>),
+    /// Unpacks it, and reads what is inside.
+    Unpack(packed::Codec),
     /// Refuses it and gives this advice.
     Refuse(&'static str),
 }
 
 const CONVERT: &str = "convert it first: qemu-img convert -O qcow2 IMAGE IMAGE.qcow2";
-const UNPACK: &str = "unpack it first, and use the disk image inside";
 
 /// Every format that is known, `raw` last because any bytes are a raw disk.
 pub const FORMATS: &[Row] = &[
@@ -77,32 +141,23 @@ pub const FORMATS: &[Row] = &[
     },
     Row {
         name: "vmdk",
-        probe: |e| {
-            e.first.starts_with(b"KDMV")
-                || e.first.starts_with(b"COWD")
-                || e.first.starts_with(b"# Disk DescriptorFile")
-        },
-        open: Open::Refuse(CONVERT),
+        probe: |e| vmdk::probe(&e.first),
+        open: Open::With(vmdk::open),
     },
     Row {
         name: "vhdx",
-        probe: |e| e.first.starts_with(b"vhdxfile"),
-        open: Open::Refuse(CONVERT),
+        probe: |e| e.first.starts_with(vhdx::MAGIC),
+        open: Open::With(vhdx::open),
     },
     Row {
-        // A fixed VHD is a raw disk with a footer of 512 bytes, of 511 in the oldest versions of Virtual PC.
         name: "vpc",
-        probe: |e| {
-            e.first.starts_with(b"conectix")
-                || e.last.starts_with(b"conectix")
-                || e.last.get(1..).is_some_and(|l| l.starts_with(b"conectix"))
-        },
-        open: Open::Refuse(CONVERT),
+        probe: |e| vhd::probe(&e.first, &e.last, e.len),
+        open: Open::With(vhd::open),
     },
     Row {
         name: "vdi",
-        probe: |e| le32(&e.first, 0x40) == Some(0xbeda_107f),
-        open: Open::Refuse(CONVERT),
+        probe: |e| le32(&e.first, 0x40) == Some(vdi::SIGNATURE),
+        open: Open::With(vdi::open),
     },
     Row {
         name: "qed",
@@ -112,22 +167,27 @@ pub const FORMATS: &[Row] = &[
     Row {
         name: "ova",
         probe: |e| array(&e.first, 257) == Some(*b"ustar"),
-        open: Open::Refuse(UNPACK),
+        open: Open::Machine(ova::open),
+    },
+    Row {
+        name: "ovf",
+        probe: |e| ova::is_ovf(&e.first),
+        open: Open::Machine(ova::open_descriptor),
     },
     Row {
         name: "gzip",
         probe: |e| e.first.starts_with(&[0x1f, 0x8b, 8]),
-        open: Open::Refuse(UNPACK),
+        open: Open::Unpack(packed::Codec::Gzip),
     },
     Row {
         name: "xz",
         probe: |e| e.first.starts_with(b"\xfd7zXZ\0"),
-        open: Open::Refuse(UNPACK),
+        open: Open::Unpack(packed::Codec::Xz),
     },
     Row {
         name: "zstd",
         probe: |e| e.first.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]),
-        open: Open::Refuse(UNPACK),
+        open: Open::Unpack(packed::Codec::Zstd),
     },
     Row {
         name: "raw",
@@ -139,17 +199,44 @@ pub const FORMATS: &[Row] = &[
 /// Opens the disk image at `path`, whatever its format.
 ///
 /// # Errors
+/// As [`open_machine`]; [`Error::Unsupported`] if there are several disks in it.
+pub fn open(path: &Path, gate: &Gate) -> Result<Disk> {
+    open_machine(path, gate, &Silent)?.into_one()
+}
+
+/// Opens all disks that are in the file at `path`, whatever its format.
+///
+/// # Errors
 /// [`Error::Io`] if it cannot be opened, [`Error::Usage`] if it is a directory, [`Error::Unsupported`] naming a format or
 /// feature that is not read, [`Error::Refused`] if it names further files that `gate` does not let through,
 /// [`Error::Corrupt`] if its tables break the rules of its format.
-pub fn open(path: &Path, gate: &Gate) -> Result<Disk> {
+pub fn open_machine(path: &Path, gate: &Gate, progress: &dyn Progress) -> Result<Machine> {
     let (mut chain, image) = Chain::start(path, gate)?;
-    let ends = ends(&image.file)?;
+    chain.progress = progress;
+    let (image, note) = split::joined(image, &mut chain)?;
+    let mut machine = whole(image, &mut chain)?;
+    if let Some(first) = machine.disks.first_mut() {
+        first.disk.notes.extend(note);
+    }
+    Ok(machine)
+}
+
+/// Opens `image` as the format that it looks like.
+fn whole(image: Image, chain: &mut Chain<'_>) -> Result<Machine> {
+    let ends = ends(&*image.file)?;
     let row = FORMATS
         .iter()
         .find(|row| (row.probe)(&ends))
         .ok_or_else(|| Error::unsupported(format!("{} is no disk image", image.name)))?;
-    open_row(row, image, &mut chain)
+    match row.open {
+        Open::Machine(_) if image.nested => Err(Error::unsupported(format!(
+            "{}: an archive inside an archive",
+            image.name
+        ))),
+        Open::Machine(open) => open(image, chain),
+        Open::Unpack(codec) => whole(packed::unpack(image, codec, chain)?, chain),
+        _ => open_row(row, image, chain).map(Machine::one),
+    }
 }
 
 /// Opens `image` as the format that another image states for it; it is never guessed there, because the guest can
@@ -170,12 +257,16 @@ fn open_row(row: &Row, image: Image, chain: &mut Chain<'_>) -> Result<Disk> {
         Open::Refuse(hint) => {
             Err(Error::unsupported(format!("{}: the disk format {}", image.name, row.name)).hint(hint))
         }
+        Open::Machine(_) | Open::Unpack(_) => Err(Error::unsupported(format!(
+            "{}: the disk format {} behind another image",
+            image.name, row.name
+        ))),
     }
 }
 
 fn raw(image: Image, _: &mut Chain<'_>) -> Result<Disk> {
     Ok(Disk {
-        data: Arc::new(image.file),
+        data: image.file,
         format: "raw",
         notes: Vec::new(),
     })
@@ -209,15 +300,11 @@ mod tests {
         assert_eq!(format_of(b"QFI\xfb\0\0\0\x01"), "qcow");
         assert_eq!(format_of(b"QFI\xfb"), "qcow");
         assert_eq!(format_of(b"# Disk DescriptorFile\nversion=1\n"), "vmdk");
-        let mut fixed = vec![0; 4096];
-        fixed.extend_from_slice(b"conectix");
-        fixed.resize(4096 + 512, 0);
-        assert_eq!(format_of(&fixed), "vpc");
-        fixed.pop();
-        assert_eq!(format_of(&fixed), "vpc");
-        fixed.push(0);
-        fixed.push(0);
-        assert_eq!(format_of(&fixed), "raw");
+        assert_eq!(format_of(b"\xbe\xba\xfe\xca\0\0\0\0"), "vmdk");
+        assert_eq!(format_of(b"conectix"), "vpc");
+        let ovf = b"<?xml version=\"1.0\"?>\n<Envelope xmlns=\"http://schemas.dmtf.org/ovf/envelope/1\">";
+        assert_eq!(format_of(ovf), "ovf");
+        assert_eq!(format_of(b"<html>Envelope"), "raw");
     }
 
     #[test]

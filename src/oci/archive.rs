@@ -2,11 +2,11 @@
 //! offset; one that is compressed as a whole is unpacked into a temporary file first.
 
 use super::layout::{self, read_document};
-use super::tar::{Input, Reader, Type};
 use super::{BlobSource, Blobs, Image, Layer, OpenOptions, Reference, media_type};
 use crate::error::{Error, Result};
 use crate::read_at::{HostFile, ReadAt, read_vec};
 use crate::store::{Digest, Store};
+use crate::tar::{Input, Reader, Type};
 use oci_spec::image::{ImageConfiguration, ImageIndex};
 use std::collections::{BTreeMap, HashMap};
 use std::io::{BufReader, Read};

@@ -1,11 +1,11 @@
 //! One layer: from its compressed blob to a listing of what it says, and to a plain tar whose files can be read at random.
 
-use super::tar::{Entry, Input, Reader, Run, Type};
 use super::{Layer, sparse::SparseWriter};
 use crate::error::{Error, Result};
 use crate::path::GuestPath;
 use crate::progress::Stage;
 use crate::store::{BlobWriter, Digest, Store};
+use crate::tar::{Entry, Input, Reader, Run, Type};
 use crate::tree::{Time, Xattrs};
 use crossbeam_channel::{Receiver, bounded};
 use sha2::Digest as _;

@@ -16,7 +16,6 @@ pub(crate) mod listing;
 mod reference;
 mod registry;
 mod sparse;
-pub(crate) mod tar;
 mod write;
 mod write_archive;
 

@@ -54,7 +54,7 @@ impl TarFile {
     }
 
     fn pad(&mut self) -> Result<()> {
-        let padding = usize::try_from(super::tar::padding(self.file.position())).unwrap_or_default();
+        let padding = usize::try_from(crate::tar::padding(self.file.position())).unwrap_or_default();
         self.file.put([0; 512].get(..padding).unwrap_or_default())
     }
 

@@ -46,6 +46,158 @@ fn image(backing: Option<(&[u8], Option<&str>)>, data_file: Option<&[u8]>) -> Ve
     b
 }
 
+/// A VMDK with one extent as named.
+fn vmdk_extent(kind: &str, name: &str) -> Vec<u8> {
+    format!("# Disk DescriptorFile\nversion=1\nCID=1\nparentCID=ffffffff\nRW 1 {kind} \"{name}\" 0\n")
+        .into_bytes()
+}
+
+/// A VMDK with a parent as named.
+fn vmdk_parent(name: &str) -> Vec<u8> {
+    format!(
+        "# Disk DescriptorFile\nversion=1\nCID=1\nparentCID=2\nparentFileNameHint=\"{name}\"\nRW 1 ZERO\n"
+    )
+    .into_bytes()
+}
+
+fn utf16(text: &str) -> Vec<u8> {
+    text.encode_utf16().flat_map(u16::to_le_bytes).collect()
+}
+
+/// A differencing VHD with a parent as named.
+fn vhd_child(name: &str) -> Vec<u8> {
+    let mut b = vec![0u8; 2048];
+    let put = |b: &mut Vec<u8>, at: usize, bytes: &[u8]| b[at..at + bytes.len()].copy_from_slice(bytes);
+    let sum = |b: &mut Vec<u8>, from: usize, to: usize, at: usize| {
+        let sum = !b[from..to].iter().fold(0u32, |s, b| s.wrapping_add((*b).into()));
+        b[at..at + 4].copy_from_slice(&sum.to_be_bytes());
+    };
+    put(&mut b, 0, b"conectix");
+    put(&mut b, 16, &512u64.to_be_bytes());
+    put(&mut b, 28, b"win ");
+    put(&mut b, 60, &4u32.to_be_bytes());
+    sum(&mut b, 0, 512, 64);
+    put(&mut b, 512, b"cxsparse");
+    put(&mut b, 512 + 16, &1536u64.to_be_bytes());
+    put(&mut b, 512 + 32, &(2u32 << 20).to_be_bytes());
+    let name = utf16(name);
+    put(&mut b, 512 + 576, b"W2ru");
+    put(
+        &mut b,
+        512 + 584,
+        &u32::try_from(name.len()).unwrap().to_be_bytes(),
+    );
+    put(&mut b, 512 + 592, &2048u64.to_be_bytes());
+    sum(&mut b, 512, 1536, 512 + 36);
+    b.extend(name);
+    b.resize(b.len() + 1024, 0);
+    b
+}
+
+/// A differencing VHDX with a parent as named.
+fn vhdx_child(name: &str) -> Vec<u8> {
+    let mut b = vec![0u8; 4 << 20];
+    let put = |b: &mut Vec<u8>, at: usize, bytes: &[u8]| b[at..at + bytes.len()].copy_from_slice(bytes);
+    let crc = |b: &mut Vec<u8>, at: usize, len: usize| {
+        let sum = crc32c::crc32c(&b[at..at + len]);
+        b[at + 4..at + 8].copy_from_slice(&sum.to_le_bytes());
+    };
+    let guid = |text: &str| {
+        let hex: Vec<u8> = (0..16)
+            .map(|n| u8::from_str_radix(&text[n * 2..n * 2 + 2], 16).unwrap())
+            .collect();
+        [
+            &[hex[3], hex[2], hex[1], hex[0], hex[5], hex[4], hex[7], hex[6]],
+            &hex[8..],
+        ]
+        .concat()
+    };
+    put(&mut b, 0, b"vhdxfile");
+    put(&mut b, 65536, b"head");
+    put(&mut b, 65536 + 66, &[1]);
+    crc(&mut b, 65536, 4096);
+    put(&mut b, 196_608, b"regi");
+    put(&mut b, 196_608 + 8, &[2]);
+    for (n, id) in [
+        "2dc27766f62342009d64115e9bfd4a08",
+        "8b7ca20647904b9ab8fe575f050f886e",
+    ]
+    .iter()
+    .enumerate()
+    {
+        put(&mut b, 196_624 + n * 32, &guid(id));
+        put(&mut b, 196_640 + n * 32, &((n as u64 + 1) << 20).to_le_bytes());
+        put(&mut b, 196_648 + n * 32, &(1u32 << 20).to_le_bytes());
+    }
+    crc(&mut b, 196_608, 65536);
+    let pairs = [("parent_linkage", "{0}"), ("relative_path", name)].map(|(k, v)| (utf16(k), utf16(v)));
+    let mut locator = guid("b04aefb7d19e4a81b78925b8e9445913");
+    locator.extend([0, 0, 2, 0]);
+    let mut texts = Vec::new();
+    for (key, value) in pairs {
+        let at = u32::try_from(44 + texts.len()).unwrap();
+        let lens = [key.len(), value.len()].map(|l| u16::try_from(l).unwrap());
+        locator.extend([at.to_le_bytes(), (at + u32::from(lens[0])).to_le_bytes()].concat());
+        locator.extend(lens.map(u16::to_le_bytes).concat());
+        texts.extend([key, value].concat());
+    }
+    locator.extend(texts);
+    let items: [(&str, &[u8]); 4] = [
+        ("caa16737fa364d43b3b633f0aa44e76b", &[0, 0, 0x10, 0, 2, 0, 0, 0]),
+        ("2fa54224cd1b48765b211dbed83bf4b8", &[0, 0, 0x10, 0, 0, 0, 0, 0]),
+        ("8141bf1da96f4709ba47f233a8faab5f", &[0, 2, 0, 0]),
+        ("a8d35f2db30b454dabf7d3d84834ab0c", &locator),
+    ];
+    let meta = 2 << 20;
+    put(&mut b, meta, b"metadata");
+    put(&mut b, meta + 10, &[4]);
+    for (n, (id, item)) in items.iter().enumerate() {
+        let id = id.replace("48765b211dbed83bf4b8", "4876b2115dbed83bf4b8");
+        put(&mut b, meta + 32 + n * 32, &guid(&id));
+        let at = 65536 + n * 8192;
+        put(
+            &mut b,
+            meta + 48 + n * 32,
+            &u32::try_from(at).unwrap().to_le_bytes(),
+        );
+        put(
+            &mut b,
+            meta + 52 + n * 32,
+            &u32::try_from(item.len()).unwrap().to_le_bytes(),
+        );
+        put(&mut b, meta + at, item);
+    }
+    b
+}
+
+/// An OVF with a disk in the file as named.
+fn ovf(name: &str) -> String {
+    let name = name
+        .replace('&', "&amp;")
+        .replace('"', "&quot;")
+        .replace('<', "&lt;");
+    format!(
+        "<Envelope xmlns=\"http://schemas.dmtf.org/ovf/envelope/1\"><References><File id=\"f\" href=\"{name}\"/></References>\
+         <DiskSection><Disk diskId=\"d\" fileRef=\"f\"/></DiskSection><VirtualSystem/></Envelope>"
+    )
+}
+
+/// A tar with files as named.
+fn tar(files: &[(&str, &[u8])]) -> Vec<u8> {
+    let mut b = tar::Builder::new(Vec::new());
+    for (name, content) in files {
+        let mut header = tar::Header::new_ustar();
+        header.set_size(content.len() as u64);
+        header.set_entry_type(tar::EntryType::Regular);
+        let field = &mut header.as_old_mut().name;
+        let len = name.len().min(field.len());
+        field[..len].copy_from_slice(&name.as_bytes()[..len]);
+        header.set_cksum();
+        b.append(&header, *content).unwrap();
+    }
+    b.into_inner().unwrap()
+}
+
 fn open(path: &Path, allowed: &[PathBuf]) -> Result<Disk> {
     disk::open(path, &Gate::new(allowed)?)
 }
@@ -177,13 +329,36 @@ fn no_reference_leads_outside() {
                 image(Some((name.as_bytes(), Some("qcow2"))), None),
             ),
             ("data", image(None, Some(name.as_bytes()))),
+            ("VMDK FLAT", vmdk_extent("FLAT", name)),
+            ("VMDK VMFS", vmdk_extent("VMFS", name)),
+            ("VMDK SPARSE", vmdk_extent("SPARSE", name)),
+            ("VMDK VMFSSPARSE", vmdk_extent("VMFSSPARSE", name)),
+            ("VMDK SESPARSE", vmdk_extent("SESPARSE", name)),
+            ("VMDK parent", vmdk_parent(name)),
+            ("VHD parent", vhd_child(name)),
+            ("VHDX parent", vhdx_child(name)),
+            ("OVF", ovf(name).into_bytes()),
+            ("OVA", tar(&[("x.ovf", ovf(name).as_bytes()), (name, CANARY)])),
         ] {
-            let path = place.write("top.qcow2", &bytes);
-            let e = open(&path, &[]).map(|_| ()).unwrap_err();
-            assert_eq!(e.code(), code::REFUSED, "{what} {name}: {e}");
-            assert!(!e.to_string().contains("CANARY"), "{what} {name}: {e}");
+            let path = place.write("top.image", &bytes);
+            let opened = open(&path, &[]);
             assert!(!place.was_opened(), "{what} {name} was opened");
             images += 1;
+            // These forms cannot say every name; and the member of a tar is what the tar has, by whatever name.
+            if let Ok(disk) = &opened
+                && what == "OVA"
+            {
+                assert_eq!(read_all(&*disk.data, 1 << 20).unwrap(), CANARY);
+                continue;
+            }
+            let e = opened.map(|_| ()).unwrap_err();
+            let unsayable = name.contains('\0') || name.contains('"') || name.len() > 500;
+            if !matches!(what, "raw backing" | "qcow2 backing" | "data") && unsayable || what == "OVA" {
+                assert!(!e.to_string().contains("CANARY"), "{what} {name}: {e}");
+                continue;
+            }
+            assert_eq!(e.code(), code::REFUSED, "{what} {name}: {e}");
+            assert!(!e.to_string().contains("CANARY"), "{what} {name}: {e}");
         }
     }
     println!("{images} images refused, the canary was not opened");
@@ -248,10 +423,13 @@ fn the_format_of_a_backing_file_is_never_guessed() {
     assert_eq!(e.code(), code::REFUSED);
     assert!(matches!(&e, Error::Hinted { hint, .. } if hint.contains("rebase")));
     let path = place.write("top.qcow2", &image(Some((b"evil.raw", Some("vmdk"))), None));
-    assert_eq!(
-        open(&path, &[]).map(|_| ()).unwrap_err().code(),
-        code::UNSUPPORTED
-    );
+    assert_eq!(open(&path, &[]).map(|_| ()).unwrap_err().code(), code::CORRUPT);
+    // What is unpacked or has several disks stands behind no image.
+    for format in ["ova", "gzip", "nbd"] {
+        let path = place.write("top.qcow2", &image(Some((b"evil.raw", Some(format))), None));
+        let e = open(&path, &[]).map(|_| ()).unwrap_err();
+        assert_eq!(e.code(), code::UNSUPPORTED, "{format}: {e}");
+    }
     let path = place.write("top.qcow2", &image(Some((b"inside", Some("qcow2"))), None));
     assert!(open(&path, &[]).is_err());
     assert!(!place.was_opened());

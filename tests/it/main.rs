@@ -13,13 +13,16 @@ mod everything;
 mod ext4;
 #[allow(dead_code, reason = "shared by the modules beside it")]
 mod filesystem;
+mod formats;
 mod gate;
 mod golden;
 mod inventory;
 #[allow(dead_code, reason = "shared by the modules beside it")]
 mod kernel;
 mod machine;
+mod mutants;
 mod oci;
+mod packages;
 #[allow(dead_code, reason = "shared by the modules beside it")]
 mod support;
 mod volume;

@@ -5,12 +5,13 @@
 
 mod header;
 
+use super::blocks::{Blocks, CUT, Map, Place, Run, joined};
 use super::cache::Cache;
 use super::gate::{Chain, Image};
 use super::{Disk, open_as};
 use crate::bytes::be64;
 use crate::error::{Error, Escaped, Result};
-use crate::read_at::{Extent, ReadAt, check_range, read_vec};
+use crate::read_at::{ReadAt, read_vec};
 use header::{Compression, Header};
 use std::sync::Arc;
 
@@ -19,8 +20,6 @@ pub const MAGIC: &[u8] = b"QFI\xfb";
 
 /// Bytes of L2 tables that are kept: with clusters of 64 KiB they map 512 GiB of disk.
 const TABLES_KEPT: usize = 64 << 20;
-/// Bytes of decompressed clusters that are kept.
-const CLUSTERS_KEPT: usize = 32 << 20;
 
 /// Bits 9 to 55 of an L1 or L2 entry: an offset in the file.
 const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
@@ -31,44 +30,18 @@ const COPIED: u64 = 1 << 63;
 /// Bit 0 of a standard L2 entry: the cluster reads as zeros.
 const ZERO: u64 = 1;
 
-/// What a copy that broke off looks like.
-const CUT: &str = "the copy of the image is incomplete: copy it again";
-
-/// How many units [`Qcow2::run_at`] looks ahead for data; holes are followed to the end of their table.
-const LOOK_AHEAD: u64 = 1024;
-
-/// An opened image.
+/// The tables of an opened image.
 struct Qcow2 {
     name: String,
     header: Header,
     /// The image itself: tables and compressed clusters.
     file: Arc<dyn ReadAt>,
-    /// Where standard clusters lie: the image, or its external data file.
-    data: Arc<dyn ReadAt>,
+    /// True if standard clusters lie in an external data file.
     external: bool,
-    backing: Option<Arc<dyn ReadAt>>,
+    backing: bool,
     /// The file offset of each L2 table, 0 for none.
     l1: Vec<u64>,
     tables: Cache,
-    clusters: Cache,
-}
-
-/// Where a run of guest bytes lies.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Place {
-    /// Zeros.
-    Zero,
-    /// In the backing file, at the same offset.
-    Backing,
-    /// At this offset in the data file.
-    Host(u64),
-    /// In the compressed cluster that this L2 entry describes.
-    Compressed(u64),
-}
-
-struct Run {
-    place: Place,
-    len: u64,
 }
 
 /// Opens `image`, and the data and backing files it names if `chain` lets it.
@@ -78,11 +51,12 @@ struct Run {
 pub(super) fn open(image: Image, chain: &mut Chain<'_>) -> Result<Disk> {
     let name = image.name.clone();
     let named = |e: Error| e.within(&name);
-    let len = image.file.len();
+    let file = Arc::clone(&image.file);
+    let len = file.len();
     let part = |want: usize| usize::try_from(len).map_or(want, |len| len.min(want));
-    let first = read_vec(&image.file, 0, part(512))?;
+    let first = read_vec(&*file, 0, part(512))?;
     let cluster = header::cluster_bits(&first).map_err(named)?;
-    let header = Header::from_bytes(&read_vec(&image.file, 0, part(1 << cluster))?).map_err(named)?;
+    let header = Header::from_bytes(&read_vec(&*file, 0, part(1 << cluster))?).map_err(named)?;
 
     let mut notes = Vec::new();
     if header.nb_snapshots > 0 {
@@ -110,21 +84,19 @@ pub(super) fn open(image: Image, chain: &mut Chain<'_>) -> Result<Disk> {
         None => None,
         Some(file) => Some(open_backing(&image, file, &header, chain, &mut notes)?),
     };
-    let file: Arc<dyn ReadAt> = Arc::new(image.file);
     let l1 = read_l1(&file, &header).map_err(named)?;
-    let external = data.is_some();
+    let map = Qcow2 {
+        name: name.clone(),
+        l1,
+        file: Arc::clone(&file),
+        external: data.is_some(),
+        backing: backing.is_some(),
+        header,
+        tables: Cache::new(TABLES_KEPT),
+    };
+    let data = data.map_or(file, |d| d.file);
     Ok(Disk {
-        data: Arc::new(Qcow2 {
-            name,
-            l1,
-            data: data.map_or_else(|| Arc::clone(&file), |d| Arc::new(d.file) as _),
-            file,
-            external,
-            backing,
-            header,
-            tables: Cache::new(TABLES_KEPT),
-            clusters: Cache::new(CLUSTERS_KEPT),
-        }),
+        data: Arc::new(Blocks::new(name, map, data, backing)),
         format: "qcow2",
         notes,
     })
@@ -190,61 +162,9 @@ impl Qcow2 {
         1 << self.header.cluster_bits
     }
 
-    /// Where the guest bytes from `offset` lie, and for how many of at most `max` bytes that is one run.
-    fn run_at(&self, offset: u64, max: u64) -> Result<Run> {
-        let bits = self.header.cluster_bits + self.header.l2_bits();
-        let index = usize::try_from(offset >> bits).unwrap_or(usize::MAX);
-        let first = self.l1.get(index).copied().unwrap_or(0);
-        let mut end = ((offset >> bits) + 1) << bits;
-        if first == 0 {
-            let asked = usize::try_from(max >> bits)
-                .unwrap_or(usize::MAX)
-                .saturating_add(1);
-            let rest = self.l1.iter().skip(index.saturating_add(1)).take(asked);
-            let empty = rest.take_while(|l2| **l2 == 0).count() as u64;
-            end = end.saturating_add(empty << bits);
-            return Ok(Run {
-                place: self.elsewhere(),
-                len: max.min(end - offset),
-            });
-        }
-        let table = self.tables.get(first, || {
-            let len = usize::try_from(self.cluster_size()).unwrap_or(usize::MAX);
-            read_vec(&*self.file, first, len)
-        })?;
-        let end = end.min(offset.saturating_add(max));
-        let start = self.unit_at(&table, first, offset)?;
-        let mut at = offset + start.len;
-        let mut units = 0;
-        while at < end {
-            let Ok(next) = self.unit_at(&table, first, at) else {
-                break;
-            };
-            let joins = match (start.place, next.place) {
-                (Place::Zero, Place::Zero) | (Place::Backing, Place::Backing) => true,
-                (Place::Host(a), Place::Host(b)) => {
-                    units += 1;
-                    b.checked_sub(a) == Some(at - offset) && units < LOOK_AHEAD
-                }
-                _ => false,
-            };
-            if !joins {
-                break;
-            }
-            at += next.len;
-        }
-        Ok(Run {
-            place: start.place,
-            len: at.min(end) - offset,
-        })
-    }
-
     /// What an unallocated cluster reads as.
     fn elsewhere(&self) -> Place {
-        match self.backing {
-            Some(_) => Place::Backing,
-            None => Place::Zero,
-        }
+        if self.backing { Place::Parent } else { Place::Zero }
     }
 
     /// The place of the guest byte `offset`, and how many bytes are left of its cluster or subcluster. `table` is the L2
@@ -274,7 +194,7 @@ impl Qcow2 {
                 return Err(corrupt("a compressed cluster with an external data file"));
             }
             return Ok(Run {
-                place: Place::Compressed(entry & !COPIED),
+                place: Place::Packed(entry & !COPIED),
                 len: whole,
             });
         }
@@ -317,80 +237,71 @@ impl Qcow2 {
             len: ((sub + alike) << sub_bits) - within,
         })
     }
+}
 
-    /// Reads from the data file. A cluster that begins in the file may end behind its end, where zeros are meant: qemu
-    /// writes no more of the last cluster than there is. A cluster that begins behind the end is missing.
-    fn read_host(&self, at: u64, buf: &mut [u8]) -> Result<()> {
-        let total = self.data.len();
-        let end = at.saturating_add(buf.len() as u64);
-        if end <= total {
-            return self.data.read_at(at, buf);
-        }
-        let last_cluster = end.saturating_sub(1) & !(self.cluster_size() - 1);
-        if last_cluster >= total {
-            return Err(Error::corrupt(
-                format!("{}: a cluster lies behind the end of the file", self.name),
-                last_cluster,
-            )
-            .hint(CUT));
-        }
-        let there = usize::try_from(total.saturating_sub(at)).unwrap_or(usize::MAX);
-        let (head, tail) = buf.split_at_mut_checked(there).unwrap_or_default();
-        tail.fill(0);
-        if head.is_empty() {
-            return Ok(());
-        }
-        self.data.read_at(at, head)
+impl Map for Qcow2 {
+    fn len(&self) -> u64 {
+        self.header.size
     }
 
-    fn read_backing(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
-        let Some(backing) = &self.backing else {
-            buf.fill(0);
-            return Ok(());
-        };
-        let there = usize::try_from(backing.len().saturating_sub(offset)).unwrap_or(usize::MAX);
-        let (head, tail) = buf.split_at_mut(there.min(buf.len()));
-        tail.fill(0);
-        if head.is_empty() {
-            return Ok(());
+    fn run_at(&self, offset: u64, max: u64) -> Result<Run> {
+        let bits = self.header.cluster_bits + self.header.l2_bits();
+        let index = usize::try_from(offset >> bits).unwrap_or(usize::MAX);
+        let first = self.l1.get(index).copied().unwrap_or(0);
+        let mut end = ((offset >> bits) + 1) << bits;
+        if first == 0 {
+            let asked = usize::try_from(max >> bits)
+                .unwrap_or(usize::MAX)
+                .saturating_add(1);
+            let rest = self.l1.iter().skip(index.saturating_add(1)).take(asked);
+            let empty = rest.take_while(|l2| **l2 == 0).count() as u64;
+            end = end.saturating_add(empty << bits);
+            return Ok(Run {
+                place: self.elsewhere(),
+                len: max.min(end - offset),
+            });
         }
-        backing.read_at(offset, head)
+        let table = self.tables.get(first, || {
+            let len = usize::try_from(self.cluster_size()).unwrap_or(usize::MAX);
+            read_vec(&*self.file, first, len)
+        })?;
+        let end = end.min(offset.saturating_add(max));
+        joined(offset, end, |at| self.unit_at(&table, first, at))
+    }
+
+    fn unit(&self) -> u64 {
+        self.cluster_size()
     }
 
     /// The content of the compressed cluster that `entry` describes.
-    fn decompressed(&self, entry: u64) -> Result<Arc<[u8]>> {
-        self.clusters.get(entry, || {
-            // Compressed Clusters Descriptor: x = 62 - (cluster_bits - 8)
-            let x = 62 - (self.header.cluster_bits - 8);
-            let at = entry & ((1 << x) - 1);
-            let sectors = (entry & (COMPRESSED - 1)) >> x;
-            let len = (sectors + 1) * 512 - at % 512;
-            if at >= self.file.len() {
-                return Err(Error::corrupt(
-                    format!(
-                        "{}: a compressed cluster lies behind the end of the file",
-                        self.name
-                    ),
-                    at,
-                )
-                .hint(CUT));
-            }
-            let len = usize::try_from(len.min(self.file.len() - at)).unwrap_or(usize::MAX);
-            let packed = read_vec(&*self.file, at, len)?;
-            let mut out = vec![0; usize::try_from(self.cluster_size()).unwrap_or(usize::MAX)];
-            let whole = match self.header.compression {
-                Compression::Deflate => inflate(&packed, &mut out),
-                Compression::Zstd => unzstd(&packed, &mut out),
-            };
-            if whole {
-                Ok(out)
-            } else {
-                Err(Error::corrupt(
-                    format!("{}: a compressed cluster cannot be decompressed", self.name),
-                    at,
-                ))
-            }
-        })
+    fn unpack(&self, entry: u64) -> Result<Vec<u8>> {
+        // Compressed Clusters Descriptor: x = 62 - (cluster_bits - 8)
+        let x = 62 - (self.header.cluster_bits - 8);
+        let at = entry & ((1 << x) - 1);
+        let sectors = (entry & (COMPRESSED - 1)) >> x;
+        let len = (sectors + 1) * 512 - at % 512;
+        if at >= self.file.len() {
+            let what = "a compressed cluster lies behind the end of the file";
+            return Err(Error::corrupt(format!("{}: {what}", self.name), at).hint(CUT));
+        }
+        let len = usize::try_from(len.min(self.file.len() - at)).unwrap_or(usize::MAX);
+        let packed = read_vec(&*self.file, at, len)?;
+        let mut out = vec![0; usize::try_from(self.cluster_size()).unwrap_or(usize::MAX)];
+        let whole = match self.header.compression {
+            Compression::Deflate => inflate(&packed, &mut out),
+            Compression::Zstd => unzstd(&packed, &mut out),
+        };
+        if whole {
+            Ok(out)
+        } else {
+            let what = "a compressed cluster cannot be decompressed";
+            Err(Error::corrupt(format!("{}: {what}", self.name), at))
+        }
+    }
+
+    /// qemu writes no more of the last cluster than there is.
+    fn cut_unit(&self) -> u64 {
+        self.cluster_size()
     }
 }
 
@@ -424,66 +335,4 @@ fn unzstd(mut packed: &[u8], out: &mut [u8]) -> bool {
         packed = rest;
     }
     filled == out.len()
-}
-
-impl ReadAt for Qcow2 {
-    fn len(&self) -> u64 {
-        self.header.size
-    }
-
-    fn read_at(&self, mut offset: u64, mut buf: &mut [u8]) -> Result<()> {
-        check_range(&self.name, self.header.size, offset, buf.len())?;
-        while !buf.is_empty() {
-            let run = self.run_at(offset, buf.len() as u64)?;
-            let len = usize::try_from(run.len).unwrap_or(usize::MAX).min(buf.len());
-            let (head, rest) = buf.split_at_mut(len);
-            match run.place {
-                Place::Zero => head.fill(0),
-                Place::Backing => self.read_backing(offset, head)?,
-                Place::Host(at) => self.read_host(at, head)?,
-                Place::Compressed(entry) => {
-                    let cluster = self.decompressed(entry)?;
-                    let within = offset & (self.cluster_size() - 1);
-                    let from = usize::try_from(within)
-                        .ok()
-                        .and_then(|at| crate::bytes::slice(&cluster, at, len))
-                        .ok_or_else(|| Error::corrupt("a range outside its cluster", offset))?;
-                    head.copy_from_slice(from);
-                }
-            }
-            buf = rest;
-            offset += run.len;
-        }
-        Ok(())
-    }
-
-    fn extent_at(&self, offset: u64) -> Result<Extent> {
-        let rest = self.header.size.saturating_sub(offset);
-        if rest == 0 {
-            return Ok(Extent { hole: true, len: 0 });
-        }
-        let run = self.run_at(offset, rest)?;
-        // What lies below may be a hole too; it is asked as far as it goes.
-        let below = match (run.place, &self.backing) {
-            (Place::Zero, _) | (Place::Backing, None) => Extent {
-                hole: true,
-                len: run.len,
-            },
-            (Place::Backing, Some(backing)) if offset >= backing.len() => Extent {
-                hole: true,
-                len: run.len,
-            },
-            (Place::Backing, Some(backing)) => backing.extent_at(offset)?,
-            (Place::Host(at), _) if at < self.data.len() => self.data.extent_at(at)?,
-            // Behind the end: reading decides what that is.
-            (Place::Host(_) | Place::Compressed(_), _) => Extent {
-                hole: false,
-                len: run.len,
-            },
-        };
-        Ok(Extent {
-            hole: below.hole,
-            len: below.len.clamp(1, run.len),
-        })
-    }
 }

@@ -1,7 +1,7 @@
 //! The volumes of a machine's disks, and which of them holds the operating system.
 
 use super::MachineOptions;
-use crate::disk::{self, Gate};
+use crate::disk::{self, AttachedDisk, Disk, Gate};
 use crate::error::{Error, Escaped, HintExt, Result};
 use crate::fs::identity::{Identity, identity};
 use crate::fs::{self, Filesystem, Listing};
@@ -70,8 +70,28 @@ impl Disks {
             parts: Vec::new(),
             notes: Vec::new(),
         };
-        for (disk, (path, name)) in paths.iter().zip(&names).enumerate() {
-            let opened = disk::open(path, &gate)?;
+        let mut disks: Vec<(String, Disk)> = Vec::new();
+        for (path, name) in paths.iter().zip(&names) {
+            let machine = disk::open_machine(path, &gate, progress)?;
+            let hardware = machine.hardware.notes().into_iter();
+            all.notes.extend(hardware.map(|n| format!("{name}: {n}")));
+            for AttachedDisk { name: own, disk } in machine.disks {
+                let full = if own.is_empty() {
+                    name.clone()
+                } else {
+                    format!("{name}/{own}")
+                };
+                // Two disks of one archive may be in one file.
+                let again = disks.iter().filter(|(n, _)| *n == full).count();
+                let full = if again == 0 {
+                    full
+                } else {
+                    format!("{full}#{}", again + 1)
+                };
+                disks.push((full, disk));
+            }
+        }
+        for (disk, (name, opened)) in disks.iter().enumerate() {
             let mut table =
                 volume::table(&opened.data).with_context(|| format!("reading the partitions of {name}"))?;
             let recognised = |v: &volume::Volume| fs::recognise(&*v.data).is_some();

@@ -143,8 +143,8 @@ impl<R: Input> Reader<R> {
     }
 
     /// The next header block, `None` at the end mark or the end of the stream.
-    fn block(&mut self) -> Result<Option<tar::Header>> {
-        let mut header = tar::Header::new_old();
+    fn block(&mut self) -> Result<Option<::tar::Header>> {
+        let mut header = ::tar::Header::new_old();
         if !self.fill(header.as_mut_bytes())? {
             return Ok(None);
         }
@@ -170,7 +170,7 @@ impl<R: Input> Reader<R> {
     }
 
     /// The content of an extension header.
-    fn extension(&mut self, header: &tar::Header, what: &str) -> Result<Vec<u8>> {
+    fn extension(&mut self, header: &::tar::Header, what: &str) -> Result<Vec<u8>> {
         let size = self.field(header, 124, 12, "size")?;
         let size = u64::try_from(size)
             .ok()
@@ -184,7 +184,7 @@ impl<R: Input> Reader<R> {
         Ok(bytes)
     }
 
-    fn field(&self, header: &tar::Header, at: usize, len: usize, name: &str) -> Result<i64> {
+    fn field(&self, header: &::tar::Header, at: usize, len: usize, name: &str) -> Result<i64> {
         number(header.as_bytes(), at, len)
             .ok_or_else(|| self.bad(format!("the {name} field of a header is no number")))
     }
@@ -231,7 +231,7 @@ impl<R: Input> Reader<R> {
         }
     }
 
-    fn entry(&mut self, header: &tar::Header, extensions: Extensions) -> Result<Entry> {
+    fn entry(&mut self, header: &::tar::Header, extensions: Extensions) -> Result<Entry> {
         let bytes = header.as_bytes();
         let mut path = name(bytes);
         let mut link = until_nul(slice(bytes, 157, 100).unwrap_or_default()).to_vec();
@@ -326,7 +326,7 @@ impl<R: Input> Reader<R> {
     }
 
     /// Fills in size and runs of a file that is sparse in one of the four GNU ways.
-    fn sparse(&mut self, header: &tar::Header, extensions: &Extensions, entry: &mut Entry) -> Result<()> {
+    fn sparse(&mut self, header: &::tar::Header, extensions: &Extensions, entry: &mut Entry) -> Result<()> {
         let decimal = |value: &[u8]| {
             std::str::from_utf8(value)
                 .ok()
@@ -395,7 +395,7 @@ impl<R: Input> Reader<R> {
 
     /// The map of the old format (type `S`): 4 pairs in the header, 21 more in each extension block (GNU tar manual,
     /// "Basic Tar Format", struct oldgnu_header and sparse_header).
-    fn old_sparse(&mut self, header: &tar::Header) -> Result<Option<Vec<u64>>> {
+    fn old_sparse(&mut self, header: &::tar::Header) -> Result<Option<Vec<u64>>> {
         let mut numbers = Vec::new();
         let mut take = |bytes: &[u8], at: usize, count: usize| -> Option<bool> {
             for i in 0..count {

@@ -1,0 +1,11 @@
+//! Invariant: whatever the bytes are, opening and reading them ends, with bytes or an error, and neither panics nor opens
+//! another file. What is called a hole reads as zeros, or fails.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|data: &[u8]| {
+    if let Some(path) = vm2k_fuzz::file("x.vdi", data) {
+        vm2k_fuzz::read(&path);
+    }
+});
