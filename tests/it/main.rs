@@ -6,6 +6,7 @@
     reason = "a test fails by panicking"
 )]
 
+mod btrfs;
 mod directory;
 mod disk;
 mod e2e;

@@ -1,0 +1,422 @@
+//! btrfs against the kernel, btrfs-progs and damage.
+
+use crate::filesystem::*;
+use crate::kernel::{self, Seen};
+use vm2k::tree::Kind;
+use crate::support::{self, bash, run, shared, tools, unzstd};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use vm2k::fs::{Filesystem, Listing};
+use vm2k::read_at::{HostFile, ReadAt};
+
+#[test]
+fn valid_filesystems_equal_the_oracle_and_the_mount() {
+    assert_oracle("btrfs oracle", &["fs/btrfs"], 1);
+}
+
+/// Image files as loop devices that end with this value.
+struct Devices {
+    loops: Vec<String>,
+}
+
+impl Devices {
+    fn new(images: &[PathBuf]) -> Self {
+        let mut devices = Self { loops: Vec::new() };
+        for image in images {
+            let out = run(Command::new("losetup").args(["-f", "--show"]).arg(image));
+            devices
+                .loops
+                .push(String::from_utf8(out.stdout).unwrap().trim().to_owned());
+        }
+        devices
+    }
+
+    /// Mounts all as one filesystem.
+    fn mount(&self, options: &str) -> Result<Mount, String> {
+        let dir = tempfile::tempdir().unwrap();
+        let mut words = vec![options.to_owned()];
+        words.extend(self.loops.iter().map(|l| format!("device={l}")));
+        let out = Command::new("mount")
+            .args(["-t", "btrfs", "-o", words.join(",").trim_start_matches(',')])
+            .arg(&self.loops[0])
+            .arg(dir.path())
+            .output()
+            .unwrap();
+        if out.status.success() {
+            Ok(Mount { dir })
+        } else {
+            Err(String::from_utf8_lossy(&out.stderr).trim().to_owned())
+        }
+    }
+}
+
+impl Drop for Devices {
+    fn drop(&mut self) {
+        for device in &self.loops {
+            let _ = Command::new("btrfs")
+                .args(["device", "scan", "--forget", device])
+                .output();
+            let _ = Command::new("losetup").args(["-d", device]).status();
+        }
+    }
+}
+
+struct Mount {
+    dir: tempfile::TempDir,
+}
+
+impl Mount {
+    fn path(&self) -> &Path {
+        self.dir.path()
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        let quiet = |args: &[&str]| {
+            Command::new("umount")
+                .args(args)
+                .arg(self.dir.path())
+                .stderr(std::process::Stdio::null())
+                .status()
+                .is_ok_and(|s| s.success())
+        };
+        let _ = quiet(&[]) || quiet(&["-l"]);
+    }
+}
+
+fn open_images(images: &[PathBuf]) -> vm2k::error::Result<Box<dyn Filesystem>> {
+    let volumes: Vec<Arc<dyn ReadAt>> = images
+        .iter()
+        .map(|i| Arc::new(HostFile::open(i).unwrap()) as _)
+        .collect();
+    vm2k::fs::open_several(&volumes)
+}
+
+fn read_all(fs: &dyn Filesystem) -> (Vec<Seen>, Listing) {
+    let listing = fs.list().unwrap();
+    let seen = kernel::ours(&listing.tree, &|id| fs.open(id.ino));
+    (seen, listing)
+}
+
+/// Fills the mounted filesystem `$1` with one of everything.
+const FILL: &str = r#"
+cd "$1"
+mkdir -p d/e/f empty perms
+echo content > d/file
+ln d/file d/e/hard; ln d/file hard
+printf '' > zero
+for n in 1 59 60 1000 2047 2048 2049 4095 4096 4097 12288 49153 300000; do head -c $n /dev/urandom > size-$n; done
+for n in 10 2000 4096 4097 100000 131072 131073 1000000; do head -c $n < <(yes "line $n") > text-$n; done
+ln -s d/file link; ln -s "$(printf 'u%.0s' $(seq 1000))" link1000
+mknod block b 8 1; mknod char c 1 3; mknod far c 300 70000; mkfifo fifo
+perl -MSocket -e 'socket(S, AF_UNIX, SOCK_STREAM, 0); bind(S, pack_sockaddr_un("socket")) or die'
+chown 70000:80000 d/file; chown -h 1:2 link
+for m in 0000 0777 1777 2755 4755 6711 7777; do touch perms/$m; chmod $m perms/$m; done
+# Holes at the beginning, in the middle, at the end; space that is allocated but not written.
+dd if=/dev/urandom of=sparse bs=1000 seek=300 count=10 status=none
+dd if=/dev/urandom of=sparse bs=1000 seek=20000 count=1 conv=notrunc status=none
+truncate -s 30M sparse; truncate -s 40M all-hole
+fallocate -l 300k unwritten; printf data | dd of=unwritten bs=1 seek=100000 conv=notrunc status=none
+touch behind; fallocate -n -l 200k behind; echo short > behind-2; fallocate -n -o 0 -l 100k behind-2
+# Pieces of extents: overwritten, cloned, cut, without checksums.
+head -c 700000 < <(yes "some text to be compressed") > overwritten; sync -f .
+for at in 5000 130000 131000 262144 400001; do echo "piece at $at" | dd of=overwritten bs=1 seek=$at conv=notrunc status=none; done
+sync -f .
+cp --reflink=always overwritten cloned; cp --reflink=always size-300000 cloned-2
+perl -e 'open(F, "+<", "cloned"); sysseek(F, 200000, 0); syswrite(F, "x" x 5000)'
+fallocate -p -o 40960 -l 200000 cloned; truncate -s 450003 cloned
+touch nocow; chattr +C nocow; head -c 200000 /dev/urandom >> nocow
+perl -e 'open(F, ">", "pieces"); for (my $i = 0; $i < 300; $i++) { sysseek(F, $i * 8192, 0); syswrite(F, "piece $i") }'
+touch -d '1901-12-14 00:00:00' t1901; touch -d '1969-12-31 23:59:59.5' t1969
+touch -d '2039-01-01 00:00:00.987654321' t2039; touch -d '2500-01-01' t2500
+touch "$(printf 'new\nline')" "$(printf 'latin-\344')" "$(printf '\001\033[31m')" ' ' '-' "$(printf 'n%.0s' $(seq 255))"
+deep=d; for i in $(seq 40); do deep=$deep/level-$i; mkdir "$deep"; done; echo bottom > "$deep/file"
+mkdir many; perl -e 'for (1..400) { open(F, ">", sprintf("many/entry-%06d", $_)) or die; print F $_ if $_ % 10 == 0 }'
+perl -e 'for (1..400) { unlink(sprintf("many/entry-%06d", $_)) if $_ % 7 == 0 }'
+# More names in one directory than one item holds.
+mkdir links; echo linked > links/file; for i in $(seq 300); do ln links/file links/another-rather-long-name-of-the-file-$i; done
+setfattr -n user.short -v value d/file; setfattr -n user.empty d/file; setfattr -n trusted.x -v 0x0001ff d/file
+setfattr -n security.selinux -v 'system_u:object_r:etc_t:s0' zero; setfattr -h -n trusted.link -v 1 link
+setfattr -n trusted.dev -v 1 block; setfattr -n user.long -v "$(printf 'v%.0s' $(seq 2500))" size-1000
+for i in $(seq 12); do setfattr -n user.a$i -v "value $i" size-4096; done
+setfacl -m u:1000:rw,g:100000:r,m::rwx size-60; setfacl -d -m u:7:rwx,g:8:rx d; mkdir d/inherits; touch d/inherits/file
+setcap cap_net_raw+ep size-59; btrfs property set d/e compression zstd; sync -f .
+"#;
+
+const TOOLS: &[&str] = &["mkfs.btrfs", "btrfs", "setfattr", "setfacl", "setcap", "perl", "losetup"];
+
+/// Names with one hash, in pairs.
+fn collisions(prefix: &str) -> Vec<String> {
+    let mut known = std::collections::HashMap::new();
+    let mut found = Vec::new();
+    for n in 0..300_000u32 {
+        let name = format!("{prefix}{:x}", u64::from(n).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        let hash = crc32c::crc32c_append(!1 ^ !0, name.as_bytes());
+        if let Some(other) = known.insert(hash, name.clone()) {
+            found.extend([other, name]);
+        }
+        if found.len() >= 6 {
+            break;
+        }
+    }
+    assert!(!found.is_empty());
+    found
+}
+
+/// How a filesystem is made: options of mkfs.btrfs, options of mount, number of devices.
+const MATRIX: &[(&str, &str, usize)] = &[
+    ("", "", 1),
+    ("-n 4096", "compress-force=zstd", 1),
+    ("-n 65536", "compress=lzo", 1),
+    ("-n 32768 --csum xxhash", "compress-force=zlib", 1),
+    ("--csum sha256 -O ^no-holes", "compress-force=lzo", 1),
+    ("--csum blake2", "compress=zstd:15", 1),
+    ("--mixed -n 4096", "compress=zlib", 1),
+    ("-O ^no-holes,^skinny-metadata,^extref", "max_inline=0", 1),
+    ("-R free-space-tree -O block-group-tree", "", 1),
+    ("-R ^free-space-tree -O no-holes", "nodatasum", 1),
+    ("-R quota", "flushoncommit", 1),
+    ("-d dup -m dup", "compress-force=zstd", 1),
+    ("-d single -m single -L name", "", 2),
+    ("-d raid0 -m raid0", "compress=zstd", 3),
+    ("-d raid1 -m raid1", "", 2),
+    ("-d raid1 -m raid1c3 -n 8192", "compress-force=lzo", 3),
+    ("-d raid1c4 -m raid1c4", "", 4),
+    ("-d raid10 -m raid10", "compress=zlib", 4),
+    ("-d raid10 -m raid1", "", 3),
+    ("-d raid5 -m raid1", "compress-force=zstd", 3),
+    ("-d raid5 -m raid5", "", 4),
+    ("-d raid6 -m raid6", "", 4),
+    ("-d raid0 -m raid1 -O raid-stripe-tree", "", 2),
+    ("-O squota", "", 1),
+    ("--mixed -d raid1 -m raid1 -n 4096", "", 2),
+];
+
+/// Makes and fills a filesystem; `None` if mkfs or the kernel does not know the options.
+fn make(dir: &Path, options: &str, mount: &str, count: usize, fill: &str) -> Option<Vec<PathBuf>> {
+    let images: Vec<PathBuf> = (0..count).map(|n| dir.join(format!("device-{n}"))).collect();
+    for image in &images {
+        run(Command::new("truncate").args(["-s", "300M"]).arg(image));
+    }
+    let out = Command::new("mkfs.btrfs")
+        .args(["-q", "-f"])
+        .args(options.split(' ').filter(|w| !w.is_empty()))
+        .args(&images)
+        .output()
+        .unwrap();
+    if !out.status.success() {
+        eprintln!("mkfs.btrfs {options}: {}", String::from_utf8_lossy(&out.stderr).trim());
+        return None;
+    }
+    let devices = Devices::new(&images);
+    let mounted = match devices.mount(mount) {
+        Ok(mounted) => mounted,
+        Err(e) => {
+            eprintln!("mount of {options}: {e}");
+            return None;
+        }
+    };
+    bash(fill, &[mounted.path()]);
+    Some(images)
+}
+
+#[test]
+fn every_option_equals_the_mount() {
+    let test = "every_option_equals_the_mount";
+    if !support::root(test) || !tools(test, TOOLS) {
+        return;
+    }
+    let only = std::env::var("VM2K_ONLY").ok();
+    let mut compared = 0;
+    for (options, mount, count) in MATRIX {
+        if only.as_ref().is_some_and(|o| !options.contains(o.as_str())) {
+            continue;
+        }
+        let temp = support::scratch(2 << 30);
+        let mut fill = FILL.to_owned();
+        for name in collisions("collision-") {
+            fill += &format!("echo {name} > {name}\n");
+        }
+        for name in collisions("user.c") {
+            fill += &format!("setfattr -n {name} -v {name} zero\n");
+        }
+        let Some(images) = make(temp.path(), options, mount, *count, &fill) else {
+            continue;
+        };
+        let what = format!("mkfs {options}, mount {mount}, {count} devices");
+        let devices = Devices::new(&images);
+        let mounted = devices.mount("ro").unwrap();
+        let fs = open_images(&images).unwrap_or_else(|e| panic!("{what}: {e}"));
+        let (seen, listing) = read_all(&*fs);
+        assert_eq!(listing.problems, [], "{what}");
+        kernel::assert_equal(&what, &seen, &kernel::tree_of(mounted.path()));
+        compared += 1;
+    }
+    eprintln!("{test}: {compared} of {} sets of options compared", MATRIX.len());
+    assert!(compared >= 18 || only.is_some());
+}
+
+/// Changes that are synced file by file, so that they stand in the log only: `f FILE TEXT` appends and syncs.
+const SYNC: &str = r#"
+cd "$1"
+f() { perl -MIO::Handle -e 'open(F, ">>", $ARGV[0]) or die; print F $ARGV[1]; F->flush; F->sync or die' "$@"; }
+s() { perl -MIO::Handle -MFcntl -e 'for (@ARGV) { sysopen(F, $_, O_RDONLY) or die; F->sync or die "$_: $!" }' "$@"; }
+"#;
+const LOGGED_BASE: &str = r#"
+cd "$1"; echo old > old; echo gone > gone; echo moved > moved; mkdir dir tree
+head -c 500000 /dev/urandom > big; head -c 50000 /dev/urandom > shorter; ln old old-hard
+for i in $(seq 60); do echo $i > dir/file-$i; done; for i in $(seq 5); do mkdir tree/$i; echo $i > tree/$i/file; done
+for i in $(seq 40); do ln old dir/a-name-of-the-old-file-that-is-long-$i; done
+setfattr -n user.a -v a old; setfattr -n user.b -v b old; setfattr -n user.c -v c dir; setfacl -m u:7:r moved
+"#;
+/// What is done to a mounted filesystem before its power is cut, and options of mkfs and mount.
+const LOGGED: &[(&str, &str, &str, &str)] = &[
+    ("content", "", "", "f old more; f new content; f big x; truncate -s 1000 shorter; s shorter"),
+    (
+        "pieces",
+        "",
+        "compress-force=zstd",
+        r#"for at in 0 5000 131000 262144 400001; do echo "at $at" | dd of=big bs=1 seek=$at conv=notrunc status=none; done
+        f big y; fallocate -p -o 40960 -l 100000 big; s big; truncate -s 700000 big; s big
+        perl -MIO::Handle -e 'open(F, ">", "sparse"); for (my $i = 0; $i < 40; $i++) { sysseek(F, $i * 9000, 0);
+            syswrite(F, "piece $i"); F->sync }'; fallocate -l 300000 shorter; s shorter; f sparse z"#,
+    ),
+    (
+        "holes with extents",
+        "-O ^no-holes",
+        "compress=lzo",
+        "truncate -s 900000 big; s big; fallocate -p -o 40960 -l 100000 big; s big; truncate -s 5000 shorter; f shorter x
+        truncate -s 300000 shorter; s shorter; fallocate -n -l 200k old; s old",
+    ),
+    (
+        "names",
+        "",
+        "",
+        "f old more; ln old new-hard; s old; rm old-hard; s old; mv moved moved-here; s moved-here
+        rm gone; s .; for i in 1 2 3 4; do rm dir/file-$i; done; s dir; mv dir/file-9 dir/file-90; s dir/file-90",
+    ),
+    (
+        "names that change places",
+        "",
+        "",
+        "mv dir/file-1 dir/t; mv dir/file-2 dir/file-1; mv dir/t dir/file-2; s dir/file-1
+        rm dir/file-3; echo again > dir/file-3; s dir/file-3; mv dir/file-4 tree/file-4; s tree/file-4
+        rm dir/file-5; mkdir dir/file-5; echo in > dir/file-5/in; s dir/file-5/in; s dir/file-5; s dir",
+    ),
+    (
+        "many names",
+        "",
+        "",
+        "for i in 1 3 5 30 40; do rm dir/a-name-of-the-old-file-that-is-long-$i; done; s old
+        for i in $(seq 200); do ln old dir/another-name-of-the-old-file-that-is-long-$i; done; f old x
+        rm dir/another-name-of-the-old-file-that-is-long-7; s old; s dir",
+    ),
+    (
+        "directories",
+        "",
+        "",
+        "mkdir -p new/x/y; f new/x/y/deep deep; mkdir new/z; s new; echo not-synced > new/z/file; s new/z
+        rm -r tree/1 tree/2; s tree; rmdir new/z 2>/dev/null || true; mv tree/3 tree/three; s tree; mknod new/dev c 1 3; s new
+        ln -s target sym; ln -s \"$(printf 'u%.0s' $(seq 300))\" new/long; s new; s .",
+    ),
+    (
+        "attributes",
+        "--csum xxhash",
+        "",
+        "setfattr -x user.a old; setfattr -n user.d -v d old; setfattr -n user.b -v bb old; s old; chmod 4711 old; chown 5:6 old; s old
+        setfattr -n user.e -v e dir; setfattr -x user.c dir; s dir; setfacl -m u:9:rw moved; s moved; touch -d 2040-01-01 gone; s gone
+        setfattr -n user.long -v \"$(printf 'v%.0s' $(seq 2000))\" shorter; s shorter",
+    ),
+    (
+        "two subvolumes, nocow, reflinks",
+        "",
+        "",
+        "touch nocow; chattr +C nocow; f nocow text; cp --reflink=always big clone; s clone
+        fallocate -z -o 8192 -l 50000 clone; s clone; f sub/file more; f sub/new new; rm sub/gone; s sub",
+    ),
+];
+
+/// Changes that only the log has: our tree equals what the kernel makes of it, but for the times of directories and
+/// files that the replay itself touches.
+#[test]
+fn logs_are_replayed_as_the_kernel_does() {
+    let test = "logs_are_replayed_as_the_kernel_does";
+    if !support::root(test) || !tools(test, TOOLS) {
+        return;
+    }
+    let only = std::env::var("VM2K_ONLY").ok();
+    for (what, mkfs, options, work) in LOGGED {
+        if only.as_ref().is_some_and(|o| !what.contains(o.as_str())) {
+            continue;
+        }
+        let temp = support::scratch(2 << 30);
+        let base = format!("{LOGGED_BASE}\nbtrfs -q subvolume create sub; echo sub > sub/file; echo gone > sub/gone");
+        let images = make(temp.path(), mkfs, options, 1, &base).expect(what);
+        let copy = temp.path().join("cut-off");
+        {
+            let devices = Devices::new(&images);
+            let mounted = devices.mount(&format!("commit=300,{options}")).unwrap();
+            bash(&format!("{SYNC}{work}"), &[mounted.path()]);
+            // The log is written through to the device when fsync(2) returns; nothing else is until the commit.
+            run(Command::new("cp").args(["--sparse=always"]).arg(&images[0]).arg(&copy));
+        }
+        let copies = [copy];
+        let fs = open_images(&copies).unwrap();
+        let dirty = fs.info().notes.iter().any(|n| n.contains("log tree replayed"));
+        assert!(dirty, "{what}: {:?}", fs.info().notes);
+        let (mut seen, listing) = read_all(&*fs);
+        assert_eq!(listing.problems, [], "{what}");
+        let start = std::time::SystemTime::now()
+            .duration_since(std::time::UNIX_EPOCH)
+            .unwrap()
+            .as_secs() as i64
+            - 1;
+        let devices = Devices::new(&copies);
+        let mounted = devices.mount("").unwrap();
+        let mut kernels = tree_with_subvolumes(mounted.path());
+        // What the replay changes has the time of the replay.
+        let mut theirs: std::collections::HashMap<_, _> = kernels.iter_mut().map(|s| (s.path.clone(), s)).collect();
+        for ours in &mut seen {
+            ours.node.id.ino &= (1 << 40) - 1;
+            let Some(kernel) = theirs.get_mut(&ours.path) else { continue };
+            for (a, b) in [
+                (&mut ours.node.mtime, &mut kernel.node.mtime),
+                (&mut ours.node.ctime, &mut kernel.node.ctime),
+            ] {
+                if b.sec >= start && b.sec < 2_000_000_000 {
+                    *a = *b;
+                }
+            }
+        }
+        kernel::assert_equal(what, &seen, &kernels);
+    }
+}
+
+/// As [`kernel::tree_of`], across the borders of subvolumes.
+fn tree_with_subvolumes(dir: &Path) -> Vec<Seen> {
+    let mut all = Vec::new();
+    let mut todo = vec![(dir.to_owned(), vm2k::path::GuestPath::root())];
+    while let Some((host, at)) = todo.pop() {
+        let here = kernel::tree_of(&host);
+        let device = rustix::fs::lstat(&host).unwrap().st_dev;
+        for mut seen in here {
+            if seen.node.kind == Kind::Directory {
+                for entry in std::fs::read_dir(kernel::host(&host, &seen.path)).unwrap() {
+                    let path = entry.unwrap().path();
+                    let stat = rustix::fs::lstat(&path).unwrap();
+                    if stat.st_dev != device {
+                        use std::os::unix::ffi::OsStrExt;
+                        let name = path.file_name().unwrap().as_bytes().to_vec();
+                        todo.push((path, at.graft(&seen.path).join(&name).unwrap()));
+                    }
+                }
+            }
+            seen.path = at.graft(&seen.path);
+            all.push(seen);
+        }
+    }
+    all.sort_by(|a, b| a.path.cmp(&b.path));
+    all
+}
