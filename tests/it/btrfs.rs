@@ -420,3 +420,338 @@ fn tree_with_subvolumes(dir: &Path) -> Vec<Seen> {
     all.sort_by(|a, b| a.path.cmp(&b.path));
     all
 }
+
+/// The image, or what it is a dump of (btrfs-image).
+fn restored(image: &Path) -> Option<PathBuf> {
+    let magic = std::fs::read(image).unwrap();
+    if magic.get(0x1_0040..0x1_0048) == Some(b"_BHRfS_M") {
+        return Some(image.to_owned());
+    }
+    let out = image.with_extension("restored");
+    let done = Command::new("timeout")
+        .args(["20", "btrfs-image", "-r"])
+        .arg(image)
+        .arg(&out)
+        .output()
+        .unwrap();
+    (done.status.success() && out.exists()).then_some(out)
+}
+
+#[test]
+fn damaged_filesystems_are_read_right_or_told() {
+    let test = "damaged_filesystems_are_read_right_or_told";
+    let Some(dir) = shared(test, "hostile/btrfs") else {
+        return;
+    };
+    if !tools(test, &["zstd", "btrfs", "btrfs-image", "timeout"]) {
+        return;
+    }
+    let temp = support::scratch(2 << 30);
+    let (mut images, mut opened, mut files, mut names, mut unread) = (0, 0, 0, 0, 0);
+    for packed in packed(&dir) {
+        let original = unzstd(&packed, temp.path());
+        let what = original.file_name().unwrap().to_string_lossy().into_owned();
+        images += 1;
+        // A dump itself is no filesystem.
+        survey(&what, &original);
+        if let Some(image) = restored(&original) {
+            assert_bounded_memory(&what, &image);
+            if let Some((seen, listing)) = survey(&what, &image) {
+                opened += 1;
+                let told = |path: &vm2k::path::GuestPath| {
+                    listing.problems.iter().any(|p| p.path == *path || p.path.is_root())
+                };
+                unread += seen.iter().filter(|s| s.content.starts_with("error")).count();
+                let out = temp.path().join("restored");
+                std::fs::create_dir(&out).unwrap();
+                let _ = Command::new("timeout")
+                    .args(["20", "btrfs", "restore", "-i", "-S"])
+                    .arg(&image)
+                    .arg(&out)
+                    .stdin(std::process::Stdio::null())
+                    .output();
+                for theirs in kernel::tree_of(&out) {
+                    names += 1;
+                    let ours = seen.iter().find(|s| s.path == theirs.path);
+                    match ours {
+                        None => assert!(told(&theirs.path), "{what}: {} is silently missing", theirs.path),
+                        Some(ours) if ours.node.is_file() && !told(&ours.path) => {
+                            if ours.content.starts_with("error") || ours.content == "large" {
+                                continue;
+                            }
+                            files += 1;
+                            assert_eq!(ours.content, theirs.content, "{what} {}", ours.path);
+                        }
+                        Some(_) => {}
+                    }
+                }
+                std::fs::remove_dir_all(&out).unwrap();
+                if std::env::var_os("VM2K_VERBOSE").is_some() {
+                    eprintln!("{what}: {} paths, {} problems", seen.len(), listing.problems.len());
+                    for problem in listing.problems.iter().take(5) {
+                        eprintln!("    {}: {}", problem.path, problem.what);
+                    }
+                    for seen in seen.iter().filter(|s| s.content.starts_with("error")).take(3) {
+                        eprintln!("    {}: {}", seen.path, seen.content);
+                    }
+                }
+            }
+            let _ = std::fs::remove_file(&image);
+        } else {
+            eprintln!("{what}: btrfs-image does not restore it");
+        }
+        let _ = std::fs::remove_file(&original);
+    }
+    eprintln!(
+        "{test}: {images} images, {opened} opened; {files} files equal btrfs restore, {names} names found, {unread} \
+         files unreadable"
+    );
+}
+
+/// A small tree for what is done to devices.
+const SMALL: &str = r#"
+cd "$1"; mkdir -p a/b; for i in $(seq 40); do head -c $((i * 5000)) /dev/urandom > a/file-$i; echo $i > a/b/small-$i; done
+ln -s a/b link; setfattr -n user.x -v y a; sync -f .
+"#;
+
+#[test]
+fn a_missing_device_is_made_up_for_or_named() {
+    let test = "a_missing_device_is_made_up_for_or_named";
+    if !support::root(test) || !tools(test, TOOLS) {
+        return;
+    }
+    for (options, count, readable) in [
+        ("-d raid1 -m raid1", 2, true),
+        ("-d raid1c3 -m raid1c3", 3, true),
+        ("-d raid10 -m raid10", 4, true),
+        ("-d raid5 -m raid5", 3, true),
+        ("-d raid6 -m raid6", 4, true),
+        ("-d raid0 -m raid1", 2, false),
+        ("-d single -m raid1", 2, false),
+    ] {
+        let temp = support::scratch(2 << 30);
+        let images = make(temp.path(), options, "", count, SMALL).unwrap();
+        let (whole, listing) = read_all(&*open_images(&images).unwrap());
+        assert_eq!(listing.problems, [], "{options}");
+        assert_eq!(whole.len(), 84, "{options}");
+        for gone in 0..count {
+            let mut rest = images.clone();
+            rest.remove(gone);
+            match open_images(&rest) {
+                Ok(fs) => {
+                    assert!(readable, "{options}");
+                    let notes = fs.info().notes;
+                    let told = format!("btrfs device {} (UUID ", gone + 1);
+                    assert!(notes.iter().any(|n| n.contains(&told)), "{notes:?}");
+                    let (seen, listing) = read_all(&*fs);
+                    assert_eq!(listing.problems, [], "{options}");
+                    kernel::assert_equal(options, &seen, &whole);
+                }
+                Err(e) => {
+                    assert!(!readable, "{options}: {e}");
+                    assert_eq!(e.code(), vm2k::error::code::UNSUPPORTED);
+                    assert!(vm2k::error::report(&e.into()).contains("is missing"));
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_damaged_copy_is_made_up_for_by_another() {
+    let test = "a_damaged_copy_is_made_up_for_by_another";
+    if !support::root(test) || !tools(test, TOOLS) {
+        return;
+    }
+    for (options, count) in [
+        ("-d raid1 -m raid1 --csum xxhash", 2),
+        ("-d raid10 -m raid10", 4),
+        ("-d raid5 -m raid5", 3),
+    ] {
+        let temp = support::scratch(2 << 30);
+        let images = make(temp.path(), options, "", count, SMALL).unwrap();
+        let (whole, _) = read_all(&*open_images(&images).unwrap());
+        // Everything of the first device behind its first superblock is noise.
+        let mut bytes = std::fs::read(&images[0]).unwrap();
+        let mut random = Random(7);
+        for at in ((1 << 20)..bytes.len()).step_by(512) {
+            if bytes[at..at + 512].iter().any(|b| *b != 0) {
+                bytes[at + random.below(512)] ^= 0x10;
+            }
+        }
+        std::fs::write(&images[0], &bytes).unwrap();
+        let (seen, listing) = read_all(&*open_images(&images).unwrap());
+        assert_eq!(listing.problems, [], "{options}");
+        kernel::assert_equal(options, &seen, &whole);
+    }
+    // With one copy only, each file is right or an error.
+    let temp = support::scratch(2 << 30);
+    let images = make(temp.path(), "-d single -m dup", "", 1, SMALL).unwrap();
+    let (whole, _) = read_all(&*open_images(&images).unwrap());
+    let good = std::fs::read(&images[0]).unwrap();
+    let used: Vec<usize> = (16..good.len() / 65536)
+        .filter(|n| good[n * 65536..(n + 1) * 65536].iter().any(|b| *b != 0))
+        .collect();
+    let mut random = Random(9);
+    let mut differ = 0;
+    for _ in 0..20 {
+        let mut bytes = good.clone();
+        for _ in 0..20 {
+            bytes[used[random.below(used.len())] * 65536 + random.below(65536)] ^= 1 << random.below(8);
+        }
+        let Ok(fs) = vm2k::fs::open(Arc::new(bytes)) else { continue };
+        let (seen, listing) = read_all(&*fs);
+        let told = !listing.problems.is_empty();
+        for file in &whole {
+            let Some(ours) = seen.iter().find(|s| s.path == file.path) else {
+                assert!(told, "{} is silently missing", file.path);
+                continue;
+            };
+            if ours.content.starts_with("error") {
+                assert!(ours.content.contains("checksum"), "{}", ours.content);
+                differ += 1;
+            } else if !told {
+                assert_eq!(ours, file);
+            }
+        }
+    }
+    eprintln!("{test}: {differ} files with damage");
+    assert!(differ > 0);
+}
+
+/// Volumes that end too early: what is read is right, the rest is told.
+#[test]
+fn short_volumes_are_told() {
+    let test = "short_volumes_are_told";
+    if !support::root(test) || !tools(test, TOOLS) {
+        return;
+    }
+    let temp = support::scratch(2 << 30);
+    let images = make(temp.path(), "-d single -m dup", "", 1, SMALL).unwrap();
+    let (whole, _) = read_all(&*open_images(&images).unwrap());
+    let good = std::fs::read(&images[0]).unwrap();
+    for mib in [1, 2, 5, 14, 20, 25, 40, 80, 200] {
+        let Ok(fs) = vm2k::fs::open(Arc::new(good[..mib << 20].to_vec())) else {
+            continue;
+        };
+        let Ok(listing) = fs.list() else { continue };
+        assert!(!listing.problems.is_empty(), "{mib} MiB");
+        for ours in kernel::ours(&listing.tree, &|id| fs.open(id.ino)) {
+            let theirs = whole.iter().find(|s| s.path == ours.path).unwrap();
+            if !ours.content.starts_with("error") {
+                assert_eq!(ours.content, theirs.content, "{mib} MiB: {}", ours.path);
+            }
+        }
+    }
+}
+
+/// Subvolumes as the kernel shows them; snapshots are empty unless they are asked for.
+#[test]
+fn subvolumes_equal_the_mount() {
+    let test = "subvolumes_equal_the_mount";
+    if !support::root(test) || !tools(test, TOOLS) {
+        return;
+    }
+    let fill = r#"
+cd "$1"; echo top > top; btrfs -q subvolume create @; btrfs -q subvolume create @/nested; mkdir -p @/dir @home/x
+btrfs -q subvolume create @/dir/deep; btrfs -q subvolume create @/dir/deep/deeper
+for d in . @ @/nested @/dir/deep @/dir/deep/deeper @home/x; do echo "in $d" > $d/file; ln $d/file $d/hard; done
+chown 5:6 @/nested; setfattr -n user.x -v y @/nested; mkdir @/.snapshots
+btrfs -q subvolume snapshot -r @ @/.snapshots/1; btrfs -q subvolume snapshot @ @/.snapshots/2; echo later > @/later
+btrfs -q subvolume create gone; echo x > gone/file; btrfs -q subvolume delete -c gone
+btrfs subvolume set-default "$(btrfs inspect-internal rootid @)" .
+"#;
+    let temp = support::scratch(2 << 30);
+    let images = make(temp.path(), "", "", 1, fill).unwrap();
+    let fs = open_images(&images).unwrap();
+    let all = fs.subvolumes();
+    let find = |path: &str| all.iter().find(|s| s.path == path.as_bytes()).unwrap();
+    let paths: Vec<String> = all.iter().map(|s| String::from_utf8(s.path.clone()).unwrap()).collect();
+    assert_eq!(
+        paths,
+        ["", "@", "@/nested", "@/dir/deep", "@/dir/deep/deeper", "@/.snapshots/1", "@/.snapshots/2"]
+    );
+    assert!(find("@").default && !find("").default && !find("@/nested").default);
+    assert_eq!(find("@/.snapshots/1").snapshot_of, Some(find("@").id));
+    assert!(find("@/.snapshots/1").read_only && !find("@/.snapshots/2").read_only);
+    let devices = Devices::new(&images);
+    let compare = |what: &str, view: &vm2k::fs::View, mounted: &Mount, without: &[&str]| {
+        let view = fs.view(view).unwrap();
+        let (mut ours, listing) = read_all(&*view);
+        assert_eq!(listing.problems, [], "{what}");
+        let ids: std::collections::HashSet<_> = ours
+            .iter()
+            .filter(|s| !s.node.is_dir())
+            .map(|s| (s.node.id, s.content.clone()))
+            .collect();
+        let unique: std::collections::HashSet<_> = ids.iter().map(|(id, _)| *id).collect();
+        assert_eq!(ids.len(), unique.len(), "{what}: two files with one id");
+        let mut kernels = tree_with_subvolumes(mounted.path());
+        kernels.retain(|s| !without.iter().any(|w| s.path.to_string().starts_with(w)));
+        for seen in ours.iter_mut().chain(&mut kernels) {
+            seen.node.id.ino &= (1 << 40) - 1;
+            if seen.node.id.ino == 2 {
+                // The kernel gives what is no subvolume the time of the look-up.
+                (seen.node.mtime, seen.node.ctime) = Default::default();
+            }
+        }
+        kernel::assert_equal(what, &ours, &kernels);
+        view.info().notes
+    };
+    let snapshots = |snapshots, subvolume| vm2k::fs::View {
+        subvolume,
+        snapshots,
+        without: Vec::new(),
+    };
+    let top = Some(vm2k::fs::Selector::Id(0));
+    let notes = {
+        let mounted = devices.mount("ro").unwrap();
+        compare("default", &snapshots(true, None), &mounted, &[]);
+        compare("default", &snapshots(false, None), &mounted, &["/.snapshots/1/", "/.snapshots/2/"])
+    };
+    assert!(notes.iter().any(|n| n.starts_with("2 snapshots are left out")), "{notes:?}");
+    {
+        let mounted = devices.mount("ro,subvolid=5").unwrap();
+        compare("top", &snapshots(true, top), &mounted, &[]);
+    }
+    {
+        let mounted = devices.mount("ro,subvol=@/.snapshots/1").unwrap();
+        let path = vm2k::path::GuestPath::lenient(b"@/.snapshots/1").unwrap();
+        let view = snapshots(false, Some(vm2k::fs::Selector::Path(path)));
+        compare("snapshot", &view, &mounted, &[]);
+    }
+}
+
+#[test]
+fn seeds_are_read_or_named() {
+    let test = "seeds_are_read_or_named";
+    if !support::root(test) || !tools(test, &["btrfstune", "mkfs.btrfs", "losetup", "btrfs"]) {
+        return;
+    }
+    let temp = support::scratch(2 << 30);
+    let mut images = make(temp.path(), "", "", 1, SMALL).unwrap();
+    run(Command::new("btrfstune").args(["-S", "1"]).arg(&images[0]));
+    let sprout = temp.path().join("sprout");
+    run(Command::new("truncate").args(["-s", "300M"]).arg(&sprout));
+    {
+        let devices = Devices::new(&images);
+        let more = Devices::new(std::slice::from_ref(&sprout));
+        let mounted = devices.mount("").unwrap();
+        run(Command::new("btrfs")
+            .args(["-q", "device", "add", "-f", &more.loops[0]])
+            .arg(mounted.path()));
+        run(Command::new("mount")
+            .args(["-o", "remount,rw"])
+            .arg(mounted.path()));
+        bash("cd \"$1\"; echo new > new; rm a/file-1; sync -f .", &[mounted.path()]);
+    }
+    let refused = open_images(std::slice::from_ref(&sprout)).err().unwrap().to_string();
+    assert!(refused.contains("seed device"), "{refused}");
+    images.insert(0, sprout);
+    let fs = open_images(&images).unwrap();
+    let (seen, listing) = read_all(&*fs);
+    assert_eq!(listing.problems, []);
+    let devices = Devices::new(&images);
+    let mounted = devices.mount("ro").unwrap();
+    kernel::assert_equal("sprout", &seen, &kernel::tree_of(mounted.path()));
+}

@@ -510,7 +510,8 @@ impl Subvolume<'_> {
     fn references(&mut self, key: Key, item: &[u8]) -> Result<()> {
         let ino = key.object;
         let logged: Vec<InodeRef<'_>> = inode_refs(key, item).collect::<Result<_>>()?;
-        let first = logged.first().map(|r| r.parent);
+        // The root directory is its own parent, and has no name.
+        let first = logged.first().map(|r| r.parent).filter(|p| *p != ino);
         let parent_exists = match first {
             Some(parent) => self.exists(parent)?,
             None => false,
