@@ -283,10 +283,7 @@ impl Chunks {
 
 /// A device that is needed and not here.
 pub(super) fn missing(devid: u64, id: [u8; 16]) -> Error {
-    Error::unsupported(format!(
-        "btrfs device {devid} (UUID {}) is missing",
-        uuid(id)
-    ))
+    Error::unsupported(format!("btrfs device {devid} (UUID {}) is missing", uuid(id)))
 }
 
 impl Chunk {
@@ -305,10 +302,7 @@ impl Chunk {
                 order.sort_by_key(|n| self.stripes.get(*n).is_none_or(|s| s.device.is_none()));
                 (Way::Copy(order.get(way).copied().unwrap_or(0), at), in_chunk)
             }
-            profile::RAID0 => (
-                Way::Copy(place(number % count), byte(number / count)),
-                in_stripe,
-            ),
+            profile::RAID0 => (Way::Copy(place(number % count), byte(number / count)), in_stripe),
             profile::RAID10 => {
                 let pairs = (count / 2).max(1);
                 let first = number % pairs * 2;

@@ -21,7 +21,9 @@ struct Piece {
 enum Data {
     Inline(Vec<u8>),
     /// `len` bytes from logical address `disk` on.
-    Plain { disk: u64 },
+    Plain {
+        disk: u64,
+    },
     /// From byte `offset` of what `packed` bytes at `disk` unpack to, which are `unpacked`.
     Packed {
         compression: u8,
@@ -66,16 +68,14 @@ pub(super) fn open(trees: &Arc<Trees>, place: Place) -> Result<Arc<dyn ReadAt>> 
         Key::new(place.ino, types::INODE_ITEM, 0),
         Key::new(place.ino, types::EXTENT_DATA, u64::MAX),
     );
-    trees
-        .volume
-        .scan(&entry.root, from, to, &mut |key, item| {
-            match key.kind {
-                types::INODE_ITEM => inode = Inode::read(item),
-                types::EXTENT_DATA => items.push((key.offset, item.to_vec())),
-                _ => {}
-            }
-            Ok(())
-        })?;
+    trees.volume.scan(&entry.root, from, to, &mut |key, item| {
+        match key.kind {
+            types::INODE_ITEM => inode = Inode::read(item),
+            types::EXTENT_DATA => items.push((key.offset, item.to_vec())),
+            _ => {}
+        }
+        Ok(())
+    })?;
     let inode = inode.ok_or_else(|| corrupt("it does not exist"))?;
     if !inode.is_file() {
         return Err(corrupt("is not a regular file"));
@@ -245,12 +245,7 @@ impl ReadAt for File {
     }
 
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
-        check_range(
-            &format!("inode {}", self.place.ino),
-            self.size,
-            offset,
-            buf.len(),
-        )?;
+        check_range(&format!("inode {}", self.place.ino), self.size, offset, buf.len())?;
         let mut index = self.pieces.partition_point(|p| p.end() <= offset);
         let mut at = offset;
         let mut rest = buf;
@@ -327,7 +322,9 @@ impl Trees {
         let mut rest = buf;
         while !rest.is_empty() {
             let into = at % sector;
-            let n = usize::try_from(PIECE - into).unwrap_or(usize::MAX).min(rest.len());
+            let n = usize::try_from(PIECE - into)
+                .unwrap_or(usize::MAX)
+                .min(rest.len());
             let Some((part, after)) = rest.split_at_mut_checked(n) else {
                 break;
             };

@@ -19,7 +19,6 @@ pub(super) mod types {
     pub(in super::super) const EXTENT_DATA: u8 = 108;
     pub(in super::super) const EXTENT_CSUM: u8 = 128;
     pub(in super::super) const ROOT_ITEM: u8 = 132;
-    pub(in super::super) const ROOT_BACKREF: u8 = 144;
     pub(in super::super) const ROOT_REF: u8 = 156;
     pub(in super::super) const DEV_ITEM: u8 = 216;
     pub(in super::super) const CHUNK_ITEM: u8 = 228;
@@ -184,9 +183,7 @@ pub(super) fn dir_items(item: &[u8]) -> impl Iterator<Item = Result<DirItem<'_>>
             })
         };
         let found = parse();
-        rest = found
-            .and_then(|f| rest.get(f.bytes.len()..))
-            .unwrap_or_default();
+        rest = found.and_then(|f| rest.get(f.bytes.len()..)).unwrap_or_default();
         Some(found.ok_or_else(|| Error::corrupt("a directory item ends outside its node", 0)))
     })
 }

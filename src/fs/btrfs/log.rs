@@ -4,8 +4,8 @@
 
 use super::checksum::{extref_hash, name_hash};
 use super::items::{
-    DirItem, Extent, FT_DIR, FileExtent, INODE_LEN, Inode, InodeRef, Key, RootItem, dir_items, ids,
-    inode_at, inode_refs, types,
+    DirItem, Extent, FT_DIR, FileExtent, INODE_LEN, Inode, InodeRef, Key, RootItem, dir_items, ids, inode_at,
+    inode_refs, types,
 };
 use super::tree::{Overlay, Root};
 use super::{Trees, Volume};

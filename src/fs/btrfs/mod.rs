@@ -76,10 +76,7 @@ pub(super) fn open_several(volumes: &[Arc<dyn ReadAt>]) -> Result<Box<dyn Filesy
         csums: Csums::read(&volume),
         volume,
     };
-    let mut problems: Vec<Problem> = damage
-        .iter()
-        .map(|d| problem(d.error.to_string()))
-        .collect();
+    let mut problems: Vec<Problem> = damage.iter().map(|d| problem(d.error.to_string())).collect();
     if trees.volume.sb.log_root != 0 {
         let replay = log::replay(&mut trees);
         notes.extend(replay.notes);

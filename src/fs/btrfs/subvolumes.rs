@@ -86,9 +86,7 @@ impl Subvolumes {
                 },
                 types::ROOT_REF => match root_ref(item) {
                     Some((dir, name)) => {
-                        found
-                            .names
-                            .insert((key.object, key.offset), (dir, name.to_vec()));
+                        found.names.insert((key.object, key.offset), (dir, name.to_vec()));
                     }
                     None => short.push(key),
                 },

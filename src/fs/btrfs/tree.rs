@@ -271,10 +271,12 @@ impl Scan<'_> {
         let size = self.volume.node_size();
         let mut wanted: Vec<(usize, Expected)> = Vec::new();
         for n in n..node.count {
-            let Some(child) = node.child(n, self.tree) else { break };
-            let follows = wanted.last().is_none_or(|(_, last)| {
-                last.logical.checked_add(size as u64) == Some(child.logical)
-            });
+            let Some(child) = node.child(n, self.tree) else {
+                break;
+            };
+            let follows = wanted
+                .last()
+                .is_none_or(|(_, last)| last.logical.checked_add(size as u64) == Some(child.logical));
             let inside = wanted.is_empty() || child.first.is_some_and(|f| f <= self.to);
             if !follows || !inside || wanted.len() * size >= READ_AHEAD {
                 break;

@@ -62,9 +62,7 @@ struct Todo {
 /// If nothing of its subvolume can be read.
 pub(super) fn list(fs: &Btrfs) -> Result<Listing> {
     let devices = &fs.trees.volume.chunks.devices;
-    let size = devices
-        .iter()
-        .fold(0u64, |n, d| n.saturating_add(d.volume.len()));
+    let size = devices.iter().fold(0u64, |n, d| n.saturating_add(d.volume.len()));
     let mut walk = Walk {
         fs,
         memory: (64u64 << 20).saturating_add(size / 2),
@@ -150,7 +148,9 @@ pub(super) fn find(fs: &Btrfs, path: &GuestPath) -> Result<Option<Node>> {
 impl Walk<'_> {
     fn take(&mut self, bytes: u64) -> Result<()> {
         self.memory = self.memory.checked_sub(bytes).ok_or_else(|| {
-            Error::unsupported("a tree with more names or damage than fit into memory (64 MiB and half the volume)")
+            Error::unsupported(
+                "a tree with more names or damage than fit into memory (64 MiB and half the volume)",
+            )
         })?;
         Ok(())
     }
