@@ -3,6 +3,7 @@
 mod btrfs;
 mod ext4;
 pub mod identity;
+mod vfat;
 
 use crate::bytes::{be16, le16, le32, le64};
 use crate::error::{Error, Result};
@@ -186,7 +187,12 @@ pub const FILESYSTEMS: &[Row] = &[
             .iter()
             .any(|page| has(v, page - 10, b"SWAPSPACE2") || has(v, page - 10, b"SWAP-SPACE"))
     }),
-    named("vfat", "a FAT filesystem", is_fat),
+    Row {
+        name: "vfat",
+        what: "a FAT filesystem",
+        probe: is_fat,
+        open: Some(vfat::open),
+    },
 ];
 
 /// A row that is only recognised.

@@ -22,4 +22,5 @@ mod machine;
 mod oci;
 #[allow(dead_code, reason = "shared by the modules beside it")]
 mod support;
+mod vfat;
 mod volume;

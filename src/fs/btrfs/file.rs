@@ -329,7 +329,7 @@ impl Trees {
                 break;
             };
             let len = part.len() as u64;
-            if into == 0 && len % sector == 0 {
+            if into == 0 && len.is_multiple_of(sector) {
                 self.read_summed(at, part)?;
             } else {
                 let whole = into.saturating_add(len).next_multiple_of(sector);

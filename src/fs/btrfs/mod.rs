@@ -228,7 +228,7 @@ impl Volume {
                 .find(|(_, u, _)| *u == uuid)
                 .map(|(_, _, fsid)| *fsid)
                 .filter(|fsid| *fsid != volume.sb.fsid && *fsid != volume.sb.metadata_uuid);
-            fsid.map(|fsid| crate::bytes::uuid(fsid))
+            fsid.map(crate::bytes::uuid)
         };
         let named = |error: Error, uuid: [u8; 16]| match seed(uuid) {
             Some(fsid) => Error::unsupported(format!("{error}: it is the seed device of filesystem {fsid}")),

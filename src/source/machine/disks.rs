@@ -273,13 +273,13 @@ impl Disks {
         else {
             return Ok(());
         };
-        let seen = filesystem.view(&view).or_else(|e| {
+        let seen = filesystem.view(&view).map_err(|e| {
             let all = filesystem.subvolumes();
             let paths = all
                 .iter()
                 .filter(|s| !s.path.is_empty() && s.snapshot_of.is_none());
             let paths: Vec<String> = paths.map(|s| Escaped(&s.path).to_string()).take(20).collect();
-            Err(e.hint(format!("{device} has the subvolumes {}", paths.join(", "))))
+            e.hint(format!("{device} has the subvolumes {}", paths.join(", ")))
         })?;
         *listing = seen.list()?;
         *info = seen.info();
