@@ -38,6 +38,7 @@ if [ "${1:-all}" = all ]; then
         "sgdisk     gdisk"
         "parted     parted"
         "mkfs.vfat  dosfstools"
+        "mcopy      mtools"
         "mkfs.ntfs  ntfs-3g"
         "mkfs.xfs   xfsprogs"
         "mkfs.btrfs btrfs-progs"

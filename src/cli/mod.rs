@@ -61,9 +61,13 @@ struct Common {
     /// Allow disk images to name backing and data files in this directory too
     #[arg(long, global = true, value_name = "DIR")]
     allow_backing: Vec<PathBuf>,
-    /// Which filesystem is the machine's root, where there are several: a device as `vm2k ls` names it, a UUID or a label
+    /// Which filesystem is the machine's root, where there are several: a device as `vm2k ls` names it, a UUID or a label;
+    /// a subvolume of it with :SUBVOLUME behind it
     #[arg(long, global = true, value_name = "DEVICE")]
     root: Option<String>,
+    /// Read snapshots too, that lie inside a btrfs subvolume, and not only what they were made of
+    #[arg(long, global = true)]
+    snapshots: bool,
     /// More descriptions of distributions, besides the built-in ones
     #[arg(long, global = true, value_name = "DIR")]
     distros: Option<PathBuf>,

@@ -82,6 +82,7 @@ fn parse(text: &str) -> anyhow::Result<Target> {
 fn machine_options(common: &Common) -> MachineOptions {
     MachineOptions {
         root: common.root.clone(),
+        snapshots: common.snapshots,
         allow_backing: common.allow_backing.clone(),
     }
 }

@@ -5,7 +5,7 @@
 #![deny(clippy::indexing_slicing)]
 
 mod blocks;
-mod cache;
+pub(crate) mod cache;
 mod gate;
 mod ova;
 mod packed;

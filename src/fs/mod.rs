@@ -1,13 +1,16 @@
 //! Filesystems: bytes of a volume in, a tree of files out. Nothing is ever written.
 
+mod btrfs;
 mod ext4;
 pub mod identity;
+mod vfat;
 mod xfs;
 
 use crate::bytes::{be16, le16, le32, le64};
 use crate::error::{Error, Result};
+use crate::path::GuestPath;
 use crate::read_at::{ReadAt, read_vec};
-use crate::tree::{Problem, Tree};
+use crate::tree::{Node, Problem, Tree};
 use std::sync::Arc;
 
 /// A filesystem that has been opened.
@@ -26,6 +29,70 @@ pub trait Filesystem: Send + Sync {
     /// # Errors
     /// If the inode is not a readable regular file.
     fn open(&self, ino: u64) -> Result<Arc<dyn ReadAt>>;
+
+    /// The subvolumes, by their numbers; none for filesystems that have no such thing.
+    fn subvolumes(&self) -> Vec<Subvolume> {
+        Vec::new()
+    }
+
+    /// The number of the subvolume that [`Self::list`] begins at.
+    fn current(&self) -> Option<u64> {
+        None
+    }
+
+    /// The same filesystem, listed from another subvolume.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] if there is no such subvolume.
+    fn view(&self, view: &View) -> Result<Box<dyn Filesystem>> {
+        let _ = view;
+        let what = format!("{} has no subvolumes", self.info().kind);
+        Err(Error::usage(what))
+    }
+
+    /// What is at `path`, no symbolic link followed, without listing everything; only for filesystems with subvolumes.
+    ///
+    /// # Errors
+    /// As [`Self::list`].
+    fn find(&self, path: &GuestPath) -> Result<Option<Node>> {
+        Ok(self.list()?.tree.get(path).cloned())
+    }
+}
+
+/// A tree of files of its own inside a filesystem.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Subvolume {
+    /// Its number.
+    pub id: u64,
+    /// Its path from the top of the filesystem, without a leading slash; empty for the top itself, and for one that no
+    /// directory holds.
+    pub path: Vec<u8>,
+    /// True for the one that is mounted if none is named.
+    pub default: bool,
+    /// The subvolume it is a snapshot of, if that still exists.
+    pub snapshot_of: Option<u64>,
+    /// True if it cannot be changed.
+    pub read_only: bool,
+}
+
+/// How a subvolume is named.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Selector {
+    /// By its number (`subvolid=`); 0 is the top.
+    Id(u64),
+    /// By its path from the top of the filesystem (`subvol=`).
+    Path(GuestPath),
+}
+
+/// From where a filesystem is listed.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct View {
+    /// The subvolume; `None` for the default one.
+    pub subvolume: Option<Selector>,
+    /// True to walk into snapshots that lie below it.
+    pub snapshots: bool,
+    /// Subvolumes that stay empty directories.
+    pub without: Vec<u64>,
 }
 
 /// A whole filesystem's tree.
@@ -100,7 +167,12 @@ pub const FILESYSTEMS: &[Row] = &[
         probe: xfs::probe,
         open: Some(xfs::open),
     },
-    named("btrfs", "a btrfs filesystem", |v| has(v, 0x1_0040, b"_BHRfS_M")),
+    Row {
+        name: "btrfs",
+        what: "a btrfs filesystem",
+        probe: btrfs::probe,
+        open: Some(btrfs::open),
+    },
     named("ntfs", "an NTFS filesystem", |v| has(v, 3, b"NTFS    ")),
     named("exfat", "an exFAT filesystem", |v| has(v, 3, b"EXFAT   ")),
     named("squashfs", "a squashfs image", |v| has(v, 0, b"hsqs")),
@@ -121,7 +193,12 @@ pub const FILESYSTEMS: &[Row] = &[
             .iter()
             .any(|page| has(v, page - 10, b"SWAPSPACE2") || has(v, page - 10, b"SWAP-SPACE"))
     }),
-    named("vfat", "a FAT filesystem", is_fat),
+    Row {
+        name: "vfat",
+        what: "a FAT filesystem",
+        probe: is_fat,
+        open: Some(vfat::open),
+    },
 ];
 
 /// A row that is only recognised.
@@ -156,6 +233,24 @@ pub fn open(volume: Arc<dyn ReadAt>) -> Result<Box<dyn Filesystem>> {
         Some(row) => Err(Error::unsupported(row.what)),
         None => Err(Error::unsupported("no filesystem that is known")),
     }
+}
+
+/// Opens the filesystem on the first of `volumes`; the others may be further devices of it ([`set`]).
+///
+/// # Errors
+/// As [`open`].
+pub fn open_several(volumes: &[Arc<dyn ReadAt>]) -> Result<Box<dyn Filesystem>> {
+    match volumes {
+        [first, _, ..] if recognise(&**first) == Some("btrfs") => btrfs::open_several(volumes),
+        [first, ..] => open(Arc::clone(first)),
+        [] => Err(Error::unsupported("no filesystem that is known")),
+    }
+}
+
+/// For a volume of a filesystem that may have several: the UUID they share, and true if filesystems with another UUID
+/// may need it too (a seed).
+pub fn set(volume: &dyn ReadAt) -> Option<([u8; 16], bool)> {
+    btrfs::probe(volume).then(|| btrfs::set(volume)).flatten()
 }
 
 /// True if `bytes` stand at `offset`.

@@ -1,6 +1,8 @@
 //! `/etc/fstab`: what a machine mounts where (fstab(5)).
 
 use crate::bytes::until_nul;
+use crate::fs::Selector;
+use crate::path::GuestPath;
 
 /// One line that is not a comment.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -162,6 +164,19 @@ impl Line {
             return Purpose::Stacked;
         }
         Purpose::Disk
+    }
+
+    /// The subvolume that the options name (`subvol=`, `subvolid=`).
+    pub fn subvolume(&self) -> Option<Selector> {
+        let value = |name: &str| {
+            let mut all = self.options.iter().filter_map(|o| o.strip_prefix(name));
+            all.next_back()
+        };
+        let path = || GuestPath::lenient(&unescaped(value("subvol=")?.as_bytes())).ok();
+        match path() {
+            Some(path) => Some(Selector::Path(path)),
+            None => value("subvolid=")?.parse().ok().map(Selector::Id),
+        }
     }
 
     /// The device that the line names.
@@ -331,6 +346,17 @@ mod tests {
         ] {
             assert_eq!(device(spec.as_bytes()), expected, "{spec}");
         }
+    }
+
+    #[test]
+    fn subvolumes() {
+        let named = |options: &str| parse(format!("UUID=1 / btrfs {options} 0 0").as_bytes())[0].subvolume();
+        let path = |text: &str| Some(Selector::Path(GuestPath::lenient(text.as_bytes()).unwrap()));
+        assert_eq!(named("defaults,noatime"), None);
+        assert_eq!(named("subvol=@"), path("@"));
+        assert_eq!(named("rw,subvol=/@/var\\040x/,subvolid=257"), path("@/var x"));
+        assert_eq!(named("subvolid=257"), Some(Selector::Id(257)));
+        assert_eq!(named("subvolid=x"), None);
     }
 
     #[test]

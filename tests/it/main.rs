@@ -6,6 +6,7 @@
     reason = "a test fails by panicking"
 )]
 
+mod btrfs;
 mod directory;
 mod disk;
 mod e2e;
@@ -25,5 +26,6 @@ mod oci;
 mod packages;
 #[allow(dead_code, reason = "shared by the modules beside it")]
 mod support;
+mod vfat;
 mod volume;
 mod xfs;

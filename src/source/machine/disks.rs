@@ -1,13 +1,14 @@
 //! The volumes of a machine's disks, and which of them holds the operating system.
 
 use super::MachineOptions;
+use super::subvolumes::{self, Role};
 use crate::disk::{self, AttachedDisk, Disk, Gate};
 use crate::error::{Error, Escaped, HintExt, Result};
 use crate::fs::identity::{Identity, identity};
-use crate::fs::{self, Filesystem, Listing};
+use crate::fs::{self, Filesystem, Listing, Subvolume, View};
 use crate::path::GuestPath;
 use crate::progress::Progress;
-use crate::read_at::read_all;
+use crate::read_at::{ReadAt, read_all};
 use crate::source::fstab::{self, Device, Line, Purpose};
 use crate::tree::Tree;
 use crate::volume;
@@ -33,15 +34,19 @@ pub(super) struct Part {
     pub(super) kind: Option<&'static str>,
     pub(super) size: u64,
     pub(super) filesystem: Opened,
+    /// The subvolumes to choose from, if several hold a system.
+    systems: Vec<Subvolume>,
 }
 
 /// A filesystem that is open and listed, or why it is not.
 pub(super) enum Opened {
     Listed {
-        filesystem: Box<dyn Filesystem>,
+        filesystem: Arc<dyn Filesystem>,
         info: fs::Info,
         listing: Listing,
     },
+    /// A further device of the filesystem that begins on the part with this number.
+    Member(usize),
     Failed(Error),
     /// Nothing is recognised there.
     Unknown,
@@ -54,6 +59,8 @@ pub(super) struct Disks {
     pub(super) identity: Option<String>,
     pub(super) parts: Vec<Part>,
     pub(super) notes: Vec<String>,
+    /// True if snapshots are walked into.
+    pub(super) snapshots: bool,
 }
 
 impl Disks {
@@ -69,6 +76,7 @@ impl Disks {
             identity: None,
             parts: Vec::new(),
             notes: Vec::new(),
+            snapshots: options.snapshots,
         };
         let mut disks: Vec<(String, Disk)> = Vec::new();
         for (path, name) in paths.iter().zip(&names) {
@@ -91,6 +99,7 @@ impl Disks {
                 disks.push((full, disk));
             }
         }
+        let mut volumes = Vec::new();
         for (disk, (name, opened)) in disks.iter().enumerate() {
             let mut table =
                 volume::table(&opened.data).with_context(|| format!("reading the partitions of {name}"))?;
@@ -103,9 +112,12 @@ impl Disks {
             }
             let notes = opened.notes.iter().chain(&table.notes);
             all.notes.extend(notes.map(|n| format!("{name}: {n}")));
-            for volume in table.volumes {
-                all.parts.push(Part::open(disk, name, volume, progress));
-            }
+            volumes.extend(table.volumes.into_iter().map(|volume| (disk, name, volume)));
+        }
+        let data: Vec<_> = volumes.iter().map(|(_, _, v)| Arc::clone(&v.data)).collect();
+        for ((disk, name, volume), role) in volumes.into_iter().zip(subvolumes::roles(&data)) {
+            let part = Part::open(disk, name, volume, &role, &data, options.snapshots, progress);
+            all.parts.push(part);
         }
         all.identity = gate.identity();
         if all.parts.is_empty() && !paths.is_empty() {
@@ -122,7 +134,7 @@ impl Disks {
     }
 
     /// The volume that holds the operating system, or that the user wants to see.
-    pub(super) fn root(&self, asked: Option<&str>, system: bool) -> anyhow::Result<usize> {
+    pub(super) fn root(&mut self, asked: Option<&str>, system: bool) -> anyhow::Result<usize> {
         if let Some(asked) = asked {
             return self.asked(asked, system);
         }
@@ -139,17 +151,19 @@ impl Disks {
             .filter(|n| !mounted_by_another(*n))
             .collect();
         match roots.as_slice() {
-            [root] => return Ok(*root),
+            [root] if self.systems(*root).is_empty() => return Ok(*root),
             [] => {}
             several => {
-                let list = self.list(several, |n| {
-                    format!("{}: {}", self.selector(n), self.system_name(n))
-                });
+                // A filesystem may hold several in its subvolumes.
+                let list: Vec<(String, String)> = several.iter().flat_map(|n| self.candidates(*n)).collect();
+                let text: Vec<String> = list.iter().map(|(s, name)| format!("{s}: {name}")).collect();
+                let first = list.first().map_or("", |(selector, _)| selector);
                 return Err(Error::usage(format!(
-                    "{} holds more than one operating system: {list}",
-                    self.name
+                    "{} holds more than one operating system: {}",
+                    self.name,
+                    text.join("; ")
                 )))
-                .hint("say which one with --root, as in --root ".to_owned() + &self.first_selector(several));
+                .hint(format!("say which one with --root, as in --root {first}"));
             }
         }
         let listed: Vec<usize> = (0..self.parts.len())
@@ -170,11 +184,60 @@ impl Disks {
         }
     }
 
-    /// The volume that `--root` names.
-    fn asked(&self, asked: &str, system: bool) -> anyhow::Result<usize> {
-        let found: Vec<usize> = (0..self.parts.len())
-            .filter(|n| self.is_called(*n, asked))
-            .collect();
+    /// The volumes that `called` accepts; a further device of a filesystem counts as its first.
+    pub(super) fn find(&self, called: impl Fn(usize) -> bool) -> Vec<usize> {
+        let mut found: Vec<usize> = Vec::new();
+        for n in (0..self.parts.len()).filter(|n| called(*n)) {
+            let main = match self.parts.get(n).map(|p| &p.filesystem) {
+                Some(Opened::Member(main)) => *main,
+                _ => n,
+            };
+            if !found.contains(&main) {
+                found.push(main);
+            }
+        }
+        found
+    }
+
+    fn systems(&self, n: usize) -> &[Subvolume] {
+        self.parts.get(n).map_or(&[], |p| &p.systems)
+    }
+
+    /// How `--root` names each system on a volume, and what it is.
+    fn candidates(&self, n: usize) -> Vec<(String, String)> {
+        let selector = self.selector(n);
+        match self.systems(n) {
+            [] => vec![(selector, self.system_name(n))],
+            several => several
+                .iter()
+                .map(|s| {
+                    let path = Escaped(&s.path).to_string();
+                    (format!("{selector}:{path}"), format!("subvolume {}", s.id))
+                })
+                .collect(),
+        }
+    }
+
+    /// The volume that `--root` names; a subvolume behind it is what the volume shows from then on.
+    fn asked(&mut self, asked: &str, system: bool) -> anyhow::Result<usize> {
+        let mut found = self.find(|n| self.is_called(n, asked));
+        if found.is_empty() {
+            for (at, _) in asked.rmatch_indices(':') {
+                let (volume, subvolume) = (asked.get(..at), asked.get(at + 1..));
+                let (Some(volume), Some(subvolume)) = (volume, subvolume) else {
+                    continue;
+                };
+                let named = self.find(|n| {
+                    self.is_called(n, volume)
+                        && self.listed(n).is_some_and(|(_, fs, _)| fs.current().is_some())
+                });
+                if let [one] = named.as_slice() {
+                    self.show(*one, subvolume)?;
+                    found = named;
+                    break;
+                }
+            }
+        }
         let all: Vec<usize> = (0..self.parts.len()).collect();
         match found.as_slice() {
             [root] => {
@@ -185,7 +248,7 @@ impl Disks {
                     Opened::Listed { .. } if system && !self.has_system(*root) => Err(self.no_system()),
                     Opened::Listed { .. } => Ok(*root),
                     Opened::Failed(e) => Err(again(e)).with_context(|| format!("reading {}", part.device)),
-                    Opened::Unknown => Err(Error::unsupported(format!(
+                    Opened::Unknown | Opened::Member(_) => Err(Error::unsupported(format!(
                         "{} holds no filesystem that is known",
                         part.device
                     ))
@@ -204,9 +267,45 @@ impl Disks {
                     "--root {asked} names {why} of {}: {list}",
                     self.name
                 )))
-                .hint("write DISK:NUMBER, a UUID or a label")
+                .hint("write DISK:NUMBER, a UUID or a label; behind it :SUBVOLUME where one is meant")
             }
         }
+    }
+
+    /// Lists the filesystem of a volume from another subvolume.
+    fn show(&mut self, n: usize, subvolume: &str) -> anyhow::Result<()> {
+        let view = View {
+            subvolume: Some(subvolumes::selector(subvolume)?),
+            snapshots: self.snapshots,
+            without: Vec::new(),
+        };
+        let Some(Part {
+            filesystem:
+                Opened::Listed {
+                    filesystem,
+                    info,
+                    listing,
+                },
+            systems,
+            device,
+            ..
+        }) = self.parts.get_mut(n)
+        else {
+            return Ok(());
+        };
+        let seen = filesystem.view(&view).map_err(|e| {
+            let all = filesystem.subvolumes();
+            let paths = all
+                .iter()
+                .filter(|s| !s.path.is_empty() && s.snapshot_of.is_none());
+            let paths: Vec<String> = paths.map(|s| Escaped(&s.path).to_string()).take(20).collect();
+            e.hint(format!("{device} has the subvolumes {}", paths.join(", ")))
+        })?;
+        *listing = seen.list()?;
+        *info = seen.info();
+        *filesystem = Arc::from(seen);
+        systems.clear();
+        Ok(())
     }
 
     /// True if the user may mean this volume with `asked`.
@@ -282,6 +381,9 @@ impl Disks {
         let Some((_, _, tree)) = self.listed(n) else {
             return false;
         };
+        if !self.systems(n).is_empty() {
+            return true;
+        }
         let has = |path: &str| GuestPath::lenient(path.as_bytes()).is_ok_and(|p| tree.get(&p).is_some());
         let release = || {
             GuestPath::lenient(b"/etc").is_ok_and(|etc| {
@@ -335,7 +437,7 @@ impl Disks {
             .iter()
             .filter(|l| l.purpose() == Purpose::Disk && l.file != b"/");
         below
-            .filter_map(|l| (0..self.parts.len()).find(|p| self.is_device(*p, &l.device())))
+            .filter_map(|l| self.find(|p| self.is_device(p, &l.device())).first().copied())
             .collect()
     }
 
@@ -366,6 +468,7 @@ impl Disks {
         let label = label.map_or_else(String::new, |l| format!(" \"{}\"", Escaped(l.as_bytes())));
         let failed = match &part.filesystem {
             Opened::Failed(e) => format!(" (not read: {e})"),
+            Opened::Member(main) => format!(" (a device of {})", self.selector(*main)),
             _ => String::new(),
         };
         format!("{} {kind}{label}, {}{failed}", self.selector(n), size(part.size))
@@ -405,17 +508,29 @@ impl Disks {
 }
 
 impl Part {
-    fn open(disk: usize, disk_name: &str, volume: volume::Volume, progress: &dyn Progress) -> Self {
+    fn open(
+        disk: usize,
+        disk_name: &str,
+        volume: volume::Volume,
+        role: &Role,
+        data: &[Arc<dyn ReadAt>],
+        snapshots: bool,
+        progress: &dyn Progress,
+    ) -> Self {
         let device = match volume.number {
             Some(_) => format!("{disk_name} {}", volume.name),
             None => disk_name.to_owned(),
         };
         let kind = fs::recognise(&*volume.data);
-        let filesystem = match kind {
-            None => Opened::Unknown,
-            Some(_) => {
+        let mut systems = Vec::new();
+        let filesystem = match (kind, role) {
+            (None, _) => Opened::Unknown,
+            (Some(_), Role::Member(main)) => Opened::Member(*main),
+            (Some(_), Role::Main(others)) => {
                 let _stage = progress.stage(&format!("listing {device}"), None);
-                Self::list(&volume).unwrap_or_else(Opened::Failed)
+                let others = others.iter().filter_map(|n| data.get(*n));
+                let volumes: Vec<_> = std::iter::once(&volume.data).chain(others).cloned().collect();
+                Self::list(&volumes, snapshots, &mut systems).unwrap_or_else(Opened::Failed)
             }
         };
         let identity = match (&filesystem, kind) {
@@ -437,15 +552,17 @@ impl Part {
             kind,
             size: volume.data.len(),
             filesystem,
+            systems,
         }
     }
 
-    fn list(volume: &volume::Volume) -> Result<Opened> {
-        let filesystem = fs::open(Arc::clone(&volume.data))?;
-        let listing = filesystem.list()?;
+    fn list(volumes: &[Arc<dyn ReadAt>], snapshots: bool, systems: &mut Vec<Subvolume>) -> Result<Opened> {
+        let chosen = subvolumes::choose(fs::open_several(volumes)?, snapshots)?;
+        let listing = chosen.filesystem.list()?;
+        *systems = chosen.systems;
         Ok(Opened::Listed {
-            info: filesystem.info(),
-            filesystem,
+            info: chosen.filesystem.info(),
+            filesystem: Arc::from(chosen.filesystem),
             listing,
         })
     }

@@ -5,6 +5,7 @@
 
 mod disks;
 mod mounts;
+mod subvolumes;
 
 use super::{FilesystemInfo, Source};
 use crate::error::{Error, Result};
@@ -20,9 +21,11 @@ use std::sync::Arc;
 /// How a machine is opened.
 #[derive(Debug, Clone, Default)]
 pub struct MachineOptions {
-    /// Which filesystem holds the operating system (`--root`): `disk.qcow2:1`, a partition's number, a UUID, a label;
-    /// `None` finds it.
+    /// Which filesystem holds the operating system (`--root`): `disk.qcow2:1`, a partition's number, a UUID, a label, each
+    /// with `:SUBVOL` behind it where a subvolume is meant; `None` finds it.
     pub root: Option<String>,
+    /// Walk into snapshots too, not only into the subvolumes they were made of (`--snapshots`).
+    pub snapshots: bool,
     /// Directories that images may open further files in (`--allow-backing`).
     pub allow_backing: Vec<PathBuf>,
 }
@@ -90,6 +93,7 @@ impl Machine {
         progress: &dyn Progress,
         system: bool,
     ) -> anyhow::Result<Self> {
+        let mut disks = disks;
         let root = disks.root(options.root.as_deref(), system)?;
         let machine = Mounts::new(disks, root).finish();
         for note in &machine.notes {

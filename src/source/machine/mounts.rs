@@ -3,7 +3,7 @@
 use super::Machine;
 use super::disks::{Disks, Opened, Part};
 use crate::error::Escaped;
-use crate::fs::{self, Filesystem, Listing};
+use crate::fs::{Filesystem, Listing, View};
 use crate::path::GuestPath;
 use crate::source::FilesystemInfo;
 use crate::source::fstab::{Line, Purpose};
@@ -20,8 +20,8 @@ pub(super) struct Mounts {
     tree: Tree,
     problems: Vec<Problem>,
     notes: Vec<String>,
-    /// Which volume has each filesystem number, and where it is mounted.
-    mounted: Vec<(usize, GuestPath)>,
+    /// Which volume has each filesystem number, where it is mounted, and as what it is seen.
+    mounted: Vec<(usize, GuestPath, Arc<dyn Filesystem>)>,
 }
 
 impl Mounts {
@@ -38,7 +38,7 @@ impl Mounts {
             problems: Vec::new(),
             mounted: Vec::new(),
         };
-        mounts.mount(root, GuestPath::root());
+        mounts.mount(root, None, GuestPath::root());
         let mut lines: Vec<(GuestPath, Line)> = lines
             .into_iter()
             .filter(|l| l.purpose() != Purpose::Nothing)
@@ -81,9 +81,7 @@ impl Mounts {
             Purpose::Disk => {}
         }
         let device = line.device();
-        let found: Vec<usize> = (0..self.disks.parts.len())
-            .filter(|n| self.disks.is_device(*n, &device))
-            .collect();
+        let found = self.disks.find(|n| self.disks.is_device(n, &device));
         if at.is_root() {
             if !found.is_empty() && !found.contains(&self.root) {
                 self.notes.push(format!(
@@ -126,7 +124,7 @@ impl Mounts {
         let failed = match filesystem {
             Opened::Listed { .. } => None,
             Opened::Failed(e) => Some(e.to_string()),
-            Opened::Unknown => Some("no filesystem that is known".to_owned()),
+            Opened::Unknown | Opened::Member(_) => Some("no filesystem that is known".to_owned()),
         };
         match failed {
             None => match self.resolve(at) {
@@ -136,7 +134,15 @@ impl Mounts {
                         format!("{spec}: more than {MAX_MOUNTS} filesystems are mounted"),
                     );
                 }
-                Ok(at) => self.mount(part, at),
+                Ok(at) => match self.view(part, line) {
+                    Ok(view) => self.mount(part, view, at),
+                    Err(what) if what.is_empty() => self.notes.push(format!(
+                        "{said} is the subvolume that is mounted already and is not repeated there"
+                    )),
+                    Err(what) => {
+                        self.problem(&at, format!("{spec}, which /etc/fstab mounts here: {what}"));
+                    }
+                },
                 Err(what) => self.problem(at, format!("{spec} cannot be mounted here: {what}")),
             },
             Some(_) if boot && *kind == Some("vfat") => {
@@ -181,7 +187,35 @@ impl Mounts {
         Ok(found)
     }
 
-    fn mount(&mut self, part: usize, at: GuestPath) {
+    /// The subvolume that a line asks for, of a filesystem that has such; what is mounted already is not repeated below
+    /// it. The error is empty if it is itself mounted already.
+    fn view(&self, part: usize, line: &Line) -> Result<Option<Box<dyn Filesystem>>, String> {
+        let Some(Part {
+            filesystem: Opened::Listed { filesystem, .. },
+            ..
+        }) = self.disks.parts.get(part)
+        else {
+            return Ok(None);
+        };
+        if filesystem.current().is_none() {
+            return Ok(None);
+        }
+        let same = self.mounted.iter().filter(|(n, _, _)| *n == part);
+        let without: Vec<u64> = same.filter_map(|(_, _, fs)| fs.current()).collect();
+        let view = View {
+            subvolume: line.subvolume(),
+            snapshots: self.disks.snapshots,
+            without: without.clone(),
+        };
+        let seen = filesystem.view(&view).map_err(|e| e.to_string())?;
+        if seen.current().is_some_and(|id| without.contains(&id)) {
+            return Err(String::new());
+        }
+        Ok(Some(seen))
+    }
+
+    /// Mounts a volume's filesystem, or the given view of it, at `at`.
+    fn mount(&mut self, part: usize, view: Option<Box<dyn Filesystem>>, at: GuestPath) {
         let number = u32::try_from(self.mounted.len()).unwrap_or(u32::MAX);
         let Some(Part {
             filesystem:
@@ -197,13 +231,31 @@ impl Mounts {
             return;
         };
         // The listing moves into the tree; what is mounted twice is listed twice.
-        let taken = Listing {
-            tree: std::mem::take(&mut listing.tree),
-            problems: std::mem::take(&mut listing.problems),
+        let taken = match &view {
+            Some(_) => Listing {
+                tree: Tree::default(),
+                problems: Vec::new(),
+            },
+            None => Listing {
+                tree: std::mem::take(&mut listing.tree),
+                problems: std::mem::take(&mut listing.problems),
+            },
+        };
+        let filesystem: Arc<dyn Filesystem> = match view {
+            Some(view) => Arc::from(view),
+            None => Arc::clone(filesystem),
         };
         let listing = if taken.tree.is_empty() {
             match filesystem.list() {
-                Ok(listing) => listing,
+                Ok(listing) => {
+                    for note in filesystem.info().notes {
+                        let note = format!("{device}: {note}");
+                        if !self.notes.contains(&note) {
+                            self.notes.push(note);
+                        }
+                    }
+                    listing
+                }
                 Err(e) => {
                     let what = format!("{device}, which /etc/fstab mounts here, cannot be read: {e}");
                     return self.problem(&at, what);
@@ -225,27 +277,21 @@ impl Mounts {
         } else {
             std::mem::take(&mut self.tree).mount(&at, tree)
         };
-        self.mounted.push((part, at));
+        self.mounted.push((part, at, filesystem));
     }
 
     pub(super) fn finish(self) -> Machine {
-        let mut opened: Vec<Option<Arc<dyn Filesystem>>> = Vec::new();
         let mut infos = Vec::new();
         for (n, part) in self.disks.parts.into_iter().enumerate() {
             let at = self
                 .mounted
                 .iter()
-                .find(|(p, _)| *p == n)
-                .map(|(_, at)| at.to_string());
-            let (filesystem, info) = match part.filesystem {
-                Opened::Listed { filesystem, info, .. } => (Some(Arc::from(filesystem)), info),
-                _ => (None, fs::Info::default()),
+                .find(|(p, _, _)| *p == n)
+                .map(|(_, at, _)| at.to_string());
+            let (kind, used) = match part.filesystem {
+                Opened::Listed { info, .. } => (Some(info.kind), info.used),
+                _ => (part.kind.map(str::to_owned), None),
             };
-            let kind = match filesystem {
-                Some(_) => Some(info.kind),
-                None => part.kind.map(str::to_owned),
-            };
-            opened.push(filesystem);
             if let Some(kind) = kind {
                 infos.push(FilesystemInfo {
                     kind,
@@ -253,22 +299,24 @@ impl Mounts {
                     uuid: part.identity.uuid,
                     label: part.identity.label,
                     size: part.size,
-                    used: info.used,
+                    used,
                     mounted: at,
                 });
             }
         }
-        let filesystems = self
-            .mounted
-            .iter()
-            .filter_map(|(part, _)| opened.get(*part)?.clone())
-            .collect();
+        // Which files there are depends on the subvolume too, and on what is walked into.
+        let mut seen = self.root.to_string();
+        let root = self.mounted.first().and_then(|(_, _, fs)| fs.current());
+        if let Some(subvolume) = root {
+            seen += &format!("-{subvolume}-{}", self.disks.snapshots);
+        }
+        let filesystems = self.mounted.into_iter().map(|(_, _, fs)| fs).collect();
         Machine {
             name: self.disks.name,
             tree: self.tree,
             problems: self.problems,
             notes: self.notes,
-            identity: self.disks.identity.map(|id| format!("{id}-{}", self.root)),
+            identity: self.disks.identity.map(|id| format!("{id}-{seen}")),
             infos,
             filesystems,
         }
