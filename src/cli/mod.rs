@@ -6,6 +6,7 @@
 mod cat;
 mod convert;
 mod diff;
+mod keys;
 mod ls;
 mod pages;
 mod plan;
@@ -64,6 +65,10 @@ struct Common {
     /// Which filesystem is the machine's root, where there are several: a device as `vm2k ls` names it, a UUID or a label
     #[arg(long, global = true, value_name = "DEVICE")]
     root: Option<String>,
+    /// Open encrypted volumes with the key or passphrase in this file (- for stdin); without it the passphrase is asked for
+    /// on a terminal
+    #[arg(long, global = true, value_name = "FILE")]
+    key_file: Vec<PathBuf>,
     /// More descriptions of distributions, besides the built-in ones
     #[arg(long, global = true, value_name = "DIR")]
     distros: Option<PathBuf>,

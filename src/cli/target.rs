@@ -79,11 +79,12 @@ fn parse(text: &str) -> anyhow::Result<Target> {
     Ok(Target::Disks(disks))
 }
 
-fn machine_options(common: &Common) -> MachineOptions {
-    MachineOptions {
+fn machine_options(common: &Common, ui: &Ui) -> anyhow::Result<MachineOptions> {
+    Ok(MachineOptions {
         root: common.root.clone(),
         allow_backing: common.allow_backing.clone(),
-    }
+        keys: super::keys::keys(&common.key_file, ui)?,
+    })
 }
 
 /// Opens an image and lists its files.
@@ -111,7 +112,7 @@ pub(super) fn judged(common: &Common, reference: &oci::Reference, ui: &Ui) -> an
 pub(super) fn open_machine(common: &Common, text: &str, ui: &Ui) -> anyhow::Result<Opened> {
     let opened = match parse(text)? {
         Target::Disks(paths) => {
-            let machine = Machine::open(&paths, &machine_options(common), ui)?;
+            let machine = Machine::open(&paths, &machine_options(common, ui)?, ui)?;
             let identity = machine.identity().map(str::to_owned);
             Opened {
                 source: Box::new(machine),
@@ -134,7 +135,7 @@ pub(super) fn open_machine(common: &Common, text: &str, ui: &Ui) -> anyhow::Resu
 /// Opens anything that has files; no operating system is needed.
 pub(super) fn open_any(common: &Common, text: &str, ui: &Ui) -> anyhow::Result<Box<dyn Source>> {
     Ok(match parse(text)? {
-        Target::Disks(paths) => Box::new(Machine::open_any(&paths, &machine_options(common), ui)?),
+        Target::Disks(paths) => Box::new(Machine::open_any(&paths, &machine_options(common, ui)?, ui)?),
         Target::Directory(path) => Box::new(Directory::open(&path)?),
         Target::Image(reference) => Box::new(image(common, &reference, ImageOptions::default(), ui)?),
     })

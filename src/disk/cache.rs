@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 /// Blocks of bytes by a number, at most `budget` bytes of them. What was used since the last round is kept first
 /// (the clock algorithm). The lock is held for a look-up only, never while a block is made.
-pub(super) struct Cache {
+pub(crate) struct Cache {
     budget: usize,
     shards: [Mutex<Shard>; SHARDS],
 }
@@ -28,7 +28,7 @@ struct Slot {
 
 impl Cache {
     /// An empty cache of `budget` bytes. One block more than that may be kept for each of 8 shards.
-    pub(super) fn new(budget: usize) -> Self {
+    pub(crate) fn new(budget: usize) -> Self {
         Self {
             budget: budget / SHARDS,
             shards: Default::default(),
@@ -36,7 +36,7 @@ impl Cache {
     }
 
     /// The block `key`, made with `make` if it is not there. Two threads may make the same block at once.
-    pub(super) fn get<E>(&self, key: u64, make: impl FnOnce() -> Result<Vec<u8>, E>) -> Result<Arc<[u8]>, E> {
+    pub(crate) fn get<E>(&self, key: u64, make: impl FnOnce() -> Result<Vec<u8>, E>) -> Result<Arc<[u8]>, E> {
         // Keys are offsets of clusters: their low bits are equal, so they are mixed before the shard is chosen.
         let mixed = (key ^ key >> 9).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
         let shard = usize::try_from(mixed).unwrap_or(0) % SHARDS;

@@ -4,7 +4,7 @@
 //! Which further files an image may open is the [`Gate`]'s decision. `docs/disks.md` has the details.
 #![deny(clippy::indexing_slicing)]
 
-mod cache;
+pub(crate) mod cache;
 mod gate;
 pub mod qcow2;
 

@@ -3,8 +3,17 @@
 //! [`VOLUMES`] is the list of partition tables that are known. A disk without one is a single volume.
 #![deny(clippy::indexing_slicing)]
 
+pub mod assemble;
 mod gpt;
+mod layout;
+pub(crate) mod luks;
+pub(crate) mod lvm;
 mod mbr;
+pub(crate) mod md;
+mod parity;
+mod raid10;
+
+pub use luks::{Ask, Keys, Limits, Secret};
 
 use crate::bytes::{array, le32};
 use crate::error::Result;

@@ -5,6 +5,7 @@
 
 mod disks;
 mod mounts;
+mod names;
 
 use super::{FilesystemInfo, Source};
 use crate::error::{Error, Result};
@@ -12,6 +13,7 @@ use crate::fs::Filesystem;
 use crate::progress::Progress;
 use crate::read_at::ReadAt;
 use crate::tree::{FileId, Problem, Tree};
+use crate::volume::Keys;
 use disks::Disks;
 use mounts::Mounts;
 use std::path::PathBuf;
@@ -25,6 +27,8 @@ pub struct MachineOptions {
     pub root: Option<String>,
     /// Directories that images may open further files in (`--allow-backing`).
     pub allow_backing: Vec<PathBuf>,
+    /// What encrypted volumes are tried with (`--key-file`).
+    pub keys: Keys,
 }
 
 /// A machine's disks as one tree.
@@ -85,12 +89,13 @@ impl Machine {
     }
 
     fn assemble(
-        disks: Disks,
+        mut disks: Disks,
         options: &MachineOptions,
         progress: &dyn Progress,
         system: bool,
     ) -> anyhow::Result<Self> {
         let root = disks.root(options.root.as_deref(), system)?;
+        names::add(&mut disks, root);
         let machine = Mounts::new(disks, root).finish();
         for note in &machine.notes {
             progress.warn(note);
