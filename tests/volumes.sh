@@ -36,11 +36,11 @@ table() { # FILE SIZE_MIB PARTITION_MIB...
 }
 for n in 1 2 4 5; do truncate -s 100M "$work/pv$n.img"; done
 table "$work/pv3.img" 104 100
-table "$work/md1.img" 180 8 8 8 8 8 8 8 8 8 8 8 8 8 8
-table "$work/md2.img" 180 8 8 8 8 8 8 8 8 8 12 8 8 8 8
-table "$work/md3.img" 180 16 8 8 8 8 8 8 8 8 8 8 8 8 8
-table "$work/md4.img" 180 12 8 8 8 8 8 8 8 8 8 8 8 8 8
-table "$work/luks.img" 160 10 10 10 24 24 24 10
+table "$work/md1.img" 70 4 4 4 4 4 4 4 4 4 4 4 4 4 4
+table "$work/md2.img" 70 4 4 4 4 4 4 4 4 4 6 4 4 4 4
+table "$work/md3.img" 70 6 4 4 4 4 4 4 4 4 4 4 4 4 4
+table "$work/md4.img" 70 4 4 4 4 4 4 4 4 4 4 4 4 4 4
+table "$work/luks.img" 110 5 5 5 19 19 19 5
 table "$work/m1.img" 120 12 90
 table "$work/m2.img" 200 12 90 80
 printf 'correct horse' > "$work/pass"

@@ -448,7 +448,7 @@ mod tests {
 
     #[test]
     fn too_few_members_are_refused() {
-        let one = || Some(Arc::new(vec![0; 64]) as Member);
+        let one = || Some(Arc::new(vec![0u8; 64]) as Member);
         let five = |members| Parity::new(members, false, Algorithm::LeftSymmetric, 4, 64);
         assert!(five(vec![one(), None, None]).is_err());
         assert!(five(vec![one()]).is_err());

@@ -175,7 +175,7 @@ mod tests {
     /// Where the array's chunks lie, as letters by member, for the pictures of md(4).
     fn picture(members: usize, layout: u32, chunks: u64) -> Vec<String> {
         let disks = (0..members)
-            .map(|_| Some(Arc::new(vec![0; 64]) as Member))
+            .map(|_| Some(Arc::new(vec![0u8; 64]) as Member))
             .collect();
         let array = Raid10::new(disks, layout, 1, chunks).unwrap();
         let mut rows = vec![vec![' '; members]; usize::try_from(chunks).unwrap()];
@@ -202,7 +202,7 @@ mod tests {
 
     #[test]
     fn what_is_missing_everywhere_is_refused() {
-        let one = || Some(Arc::new(vec![0; 64]) as Member);
+        let one = || Some(Arc::new(vec![0u8; 64]) as Member);
         assert!(Raid10::new(vec![one(), None, one(), None], 0x102, 4, 64).is_ok());
         assert!(Raid10::new(vec![one(), one(), None, None], 0x102, 4, 64).is_err());
         assert!(Raid10::new(vec![one(), None, one(), None], 0x201, 4, 64).is_ok());

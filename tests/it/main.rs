@@ -6,6 +6,7 @@
     reason = "a test fails by panicking"
 )]
 
+mod assembly;
 mod directory;
 mod disk;
 mod e2e;
