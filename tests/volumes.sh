@@ -242,7 +242,8 @@ sync
 echo "= end 0 0" >&3
 END
 # The script is a disk of its own, filled with empty lines.
-{ cat "$work/script"; printf 'exit 0\n'; head -c 65536 /dev/zero | tr '\0' '\n'; } | head -c 65536 > "$work/run"
+echo 'exit 0' >> "$work/script"
+{ cat "$work/script"; head -c $((65536 - $(stat -c %s "$work/script"))) /dev/zero | tr '\0' '\n'; } > "$work/run"
 for f in pass key; do cp "$work/$f" "$work/$f.disk"; truncate -s 4096 "$work/$f.disk"; done
 
 add() { echo "add-drive $work/$1 format:raw label:$2"; }

@@ -181,12 +181,13 @@ impl<'a> Group<'a> {
         let (stores, merging) = self.snapshots();
         let mut all = Vec::new();
         for (name, volume) in self.volumes() {
-            if !volume.has("status", "VISIBLE") {
+            // The volume that holds a snapshot is hidden behind one that has no data, and gives it its name.
+            if !volume.has("status", "VISIBLE") && !stores.contains_key(name) {
                 continue;
             }
             let first = volume.sections().find(|(n, _)| n.starts_with("segment"));
             let kind = first.and_then(|(_, s)| s.text("type")).unwrap_or_default();
-            // Pools are not seen as devices.
+            // Pools and the tie between snapshot and origin are not seen as devices.
             if ["thin-pool", "cache-pool", "vdo-pool"]
                 .iter()
                 .any(|pool| kind.starts_with(pool))
@@ -410,7 +411,9 @@ impl<'a> Group<'a> {
         let section = segment.section;
         let kind = segment.kind;
         let plain = matches!(kind, "raid0" | "raid0_meta");
-        let list = section.list(if plain { "raid0_lvs" } else { "raids" });
+        // RAID 0 without metadata volumes names its images under another key.
+        let list = Some(section.list("raid0_lvs")).filter(|l| !l.is_empty());
+        let list = list.unwrap_or_else(|| section.list("raids"));
         let names: Vec<&str> = list
             .iter()
             .filter_map(|v| match v {
@@ -515,7 +518,9 @@ impl<'a> Group<'a> {
                 let layout = current.map_or(near, |s| s.layout);
                 return Ok(Arc::new(Raid10::new(legs, layout, chunk, size)?));
             }
-            "raid4" | "raid5_n" | "raid6_n_6" if kind != "raid6_n_6" => Some((false, Algorithm::ParityLast)),
+            // dm-raid has the parity of RAID 4 on the first image, md on the last.
+            "raid4" => Some((false, Algorithm::ParityFirst)),
+            "raid5_n" => Some((false, Algorithm::ParityLast)),
             "raid5" | "raid5_ls" => Some((false, Algorithm::LeftSymmetric)),
             "raid5_la" => Some((false, Algorithm::LeftAsymmetric)),
             "raid5_ra" => Some((false, Algorithm::RightAsymmetric)),
