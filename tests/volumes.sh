@@ -55,10 +55,14 @@ exec 3>&1 > /tmp/log 2>&1
 trap 's=$?; { cat /tmp/log; echo "status: $s"; } >&3' EXIT
 PS4='+ $SECONDS s: '
 set -x
+# Nodes are made by the tools themselves: udev would probe every device at every step.
+udevadm settle
+udevadm control --exit || true
+export DM_DISABLE_UDEV=1 MDADM_NO_UDEV=1
 mkdir -p /tmp/lvm /mnt
 cat > /tmp/lvm/lvm.conf << 'CONF'
 global { thin_check_executable = "" cache_check_executable = "" event_activation = 0 }
-activation { monitoring = 0 raid_region_size = 64 }
+activation { monitoring = 0 raid_region_size = 64 udev_sync = 0 udev_rules = 0 verify_udev_operations = 0 }
 devices { use_devicesfile = 0 obtain_device_list_from_udev = 0 }
 CONF
 for m in raid0 raid1 raid10 raid456 linear dm-raid dm-thin-pool dm-snapshot dm-mirror dm-cache-smq dm-crypt; do modprobe $m; done

@@ -80,11 +80,18 @@ pub fn table(disk: &Arc<dyn ReadAt>) -> Result<Table> {
             return Ok(table);
         }
     }
-    Ok(Table {
-        kind: "none",
-        volumes: vec![whole(disk)],
-        notes: Vec::new(),
-    })
+    Ok(Table::none(whole(disk)))
+}
+
+impl Table {
+    /// What a disk without a partition table has.
+    pub fn none(whole: Volume) -> Self {
+        Self {
+            kind: "none",
+            volumes: vec![whole],
+            notes: Vec::new(),
+        }
+    }
 }
 
 /// The volumes of [`table`].

@@ -801,7 +801,9 @@ fn mutants_of_headers_end() {
         .collect();
     assert_eq!(pool.len(), 1, "{pool:?}");
     let (pool_disk, pool_at) = pool[0];
-    let mut regions: Vec<(&str, &[Data], usize, u64, usize, Sum)> = vec![
+    // Kind, disks, the disk that is changed, where and how much of it, and its checksum.
+    type Region<'a> = (&'a str, &'a [Data], usize, u64, usize, Sum);
+    let mut regions: Vec<Region<'_>> = vec![
         ("LVM label", &lvm, 0, 512, 512, |b| lvm_sum(b, 16, 20)),
         ("LVM metadata header", &lvm, 0, 4096, 512, |b| lvm_sum(b, 0, 4)),
         ("thin superblock", &lvm, pool_disk, pool_at, 4096, |b| {

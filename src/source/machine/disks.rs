@@ -83,18 +83,17 @@ impl Disks {
         let mut blocks = Vec::new();
         for (disk, (path, name)) in paths.iter().zip(&names).enumerate() {
             let opened = disk::open(path, &gate)?;
-            let mut table =
-                volume::table(&opened.data).with_context(|| format!("reading the partitions of {name}"))?;
-            let recognised = |v: &volume::Volume| fs::recognise(&*v.data).is_some();
-            // A filesystem on the whole disk may begin with bytes that look like a partition table.
             let whole = volume::whole(&opened.data);
+            let recognised = |v: &volume::Volume| fs::recognise(&*v.data).is_some();
             // The partitions of a RAID's members are those of the RAID.
-            if assemble::owner(&*opened.data).is_some() {
-                table.volumes = vec![whole];
-                table.notes.clear();
-            } else if table.kind != "none" && !table.volumes.iter().any(recognised) && recognised(&whole) {
-                table.volumes = vec![whole];
-                table.notes.clear();
+            let mut table = match assemble::owner(&*opened.data) {
+                Some(_) => volume::Table::none(whole.clone()),
+                None => volume::table(&opened.data)
+                    .with_context(|| format!("reading the partitions of {name}"))?,
+            };
+            // A filesystem on the whole disk may begin with bytes that look like a partition table.
+            if table.kind != "none" && !table.volumes.iter().any(recognised) && recognised(&whole) {
+                table = volume::Table::none(whole);
             }
             let notes = opened.notes.iter().chain(&table.notes);
             all.notes.extend(notes.map(|n| format!("{name}: {n}")));

@@ -196,15 +196,12 @@ impl Header {
             .config
             .get("requirements")
             .and_then(|r| r.get("mandatory"));
-        for name in requirements.and_then(Value::as_array).into_iter().flatten() {
-            let name = name.as_str().unwrap_or_default();
-            if name.contains("reencrypt") {
-                return Err(Error::unsupported("a LUKS2 volume that is being reencrypted"));
-            }
-            return Err(Error::unsupported(format!(
-                "the LUKS2 requirement {}",
-                Escaped(name.as_bytes())
-            )));
+        let mut requirements = requirements.and_then(Value::as_array).into_iter().flatten();
+        if let Some(name) = requirements.next().map(|n| n.as_str().unwrap_or_default()) {
+            return Err(match name.contains("reencrypt") {
+                true => Error::unsupported("a LUKS2 volume that is being reencrypted"),
+                false => Error::unsupported(format!("the LUKS2 requirement {}", Escaped(name.as_bytes()))),
+            });
         }
         if self.json.keyslots.values().any(|slot| kind(slot) == "reencrypt") {
             return Err(Error::unsupported("a LUKS2 volume that is being reencrypted"));

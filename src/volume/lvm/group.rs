@@ -75,7 +75,9 @@ pub(super) struct Group<'a> {
     /// The images of a RAID are being made.
     in_raid: bool,
     /// Some physical volume lies on an array part of which is computed.
-    degraded: bool,
+    below: bool,
+    /// A part of some logical volume is computed.
+    computed: bool,
 }
 
 /// A segment of a logical volume.
@@ -106,7 +108,8 @@ impl<'a> Group<'a> {
             pools: HashMap::new(),
             notes,
             in_raid: false,
-            degraded,
+            below: degraded,
+            computed: false,
         }
     }
 
@@ -119,6 +122,11 @@ impl<'a> Group<'a> {
         let all = self.metadata.group.section("logical_volumes");
         let section = all.and_then(|s| s.section(name));
         section.ok_or_else(|| corrupt(format!("there is no logical volume {}", Escaped(name.as_bytes()))))
+    }
+
+    /// A logical volume's name in messages.
+    fn shown(&self, name: &str) -> String {
+        format!("/dev/{}/{name}", self.metadata.name)
     }
 
     /// The segments in their order.
@@ -188,7 +196,7 @@ impl<'a> Group<'a> {
             let first = volume.sections().find(|(n, _)| n.starts_with("segment"));
             let kind = first.and_then(|(_, s)| s.text("type")).unwrap_or_default();
             // Pools and the tie between snapshot and origin are not seen as devices.
-            if ["thin-pool", "cache-pool", "vdo-pool"]
+            if ["thin-pool", "cache-pool", "vdo-pool", "snapshot"]
                 .iter()
                 .any(|pool| kind.starts_with(pool))
             {
@@ -217,7 +225,7 @@ impl<'a> Group<'a> {
             });
         }
         for made in &mut all {
-            made.degraded = self.degraded;
+            made.degraded = self.below || self.computed;
         }
         all
     }
@@ -346,8 +354,8 @@ impl<'a> Group<'a> {
                     (true, failed) => Err(failed.unwrap_or_else(|| corrupt("a mirror without images"))),
                     (false, failed) => {
                         if let Some(e) = failed {
-                            let shown = Escaped(name.as_bytes());
-                            self.notes.push(format!("the mirror {shown} is degraded: {e}"));
+                            let shown = self.shown(name);
+                            self.notes.push(format!("{shown} is degraded: {e}"));
                         }
                         Ok(Arc::new(Mirror::new(legs, segment.len)))
                     }
@@ -489,7 +497,7 @@ impl<'a> Group<'a> {
         let missing = legs.iter().filter(|l| l.is_none()).count();
         if missing > 0 {
             let why = failed.map_or_else(|| "not in sync".to_owned(), |e| e.to_string());
-            let shown = Escaped(name.as_bytes());
+            let shown = self.shown(name);
             if plain || missing == count {
                 return Err(Error::unsupported(format!(
                     "{missing} of {count} images cannot be used: {why}"
@@ -546,10 +554,10 @@ impl<'a> Group<'a> {
                 "a degraded {kind} volume that was not shut down cleanly: what its missing images held cannot be computed"
             )));
         }
-        if missing > 0 && self.degraded {
+        if missing > 0 && self.below {
             return Err(Error::unsupported("a degraded RAID on a degraded RAID"));
         }
-        self.degraded |= missing > 0;
+        self.computed |= missing > 0;
         Ok(Arc::new(Parity::new(legs, six, algorithm, chunk, size)?))
     }
 

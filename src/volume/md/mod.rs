@@ -188,11 +188,8 @@ fn build(newest: &Superblock, legs: &[Option<&(&Member<'_>, Superblock)>]) -> Re
         -1 => {
             let mut runs = Concat::new();
             for (member, len) in all()? {
-                let len = if newest.chunk == 0 {
-                    len
-                } else {
-                    len / newest.chunk * newest.chunk
-                };
+                let chunks = len.checked_div(newest.chunk);
+                let len = chunks.map_or(len, |chunks| chunks * newest.chunk);
                 runs.push(Some(member), 0, len)?;
             }
             Arc::new(Mapped(runs))

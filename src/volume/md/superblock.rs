@@ -77,6 +77,9 @@ pub(super) struct Superblock {
     pub(super) bad: Vec<(u64, u64)>,
 }
 
+/// Reads a word in the byte order of the machine that wrote it.
+type Order = fn(&[u8], usize) -> Option<u32>;
+
 /// Where version 0.90 stands on a member of `len` bytes.
 fn v0_at(len: u64) -> Option<u64> {
     (len & !(V0_RESERVED - 1)).checked_sub(V0_RESERVED)
@@ -150,7 +153,7 @@ pub(super) fn read(member: &dyn ReadAt) -> Result<Option<Superblock>> {
     if let Some(at) = v0_at(member.len())
         && let Ok(bytes) = read_vec(member, at, V0_LEN)
     {
-        let order: Option<fn(&[u8], usize) -> Option<u32>> = if le32(&bytes, 0) == Some(MAGIC) {
+        let order: Option<Order> = if le32(&bytes, 0) == Some(MAGIC) {
             Some(le32)
         } else if be32(&bytes, 0) == Some(MAGIC) {
             Some(be32)
@@ -258,7 +261,7 @@ fn bad_blocks(bytes: &[u8], at: u64, member: &dyn ReadAt) -> Option<Vec<(u64, u6
         .collect()
 }
 
-fn v0(bytes: &[u8], at: u64, order: fn(&[u8], usize) -> Option<u32>) -> Result<Superblock> {
+fn v0(bytes: &[u8], at: u64, order: Order) -> Result<Superblock> {
     let corrupt = |what: &str| Error::corrupt(format!("the md superblock (version 0.90): {what}"), at);
     let word = |n: usize| order(bytes, n * 4).ok_or_else(|| corrupt("it does not lie on the disk"));
     // Words 0 to 1023; 38 is the checksum (calc_sb_csum).
