@@ -416,7 +416,7 @@ fn encrypted_volumes_of_qemu_read_as_it_reads_them() {
     let expected = sha256(&*open(&dir.join("plain"))).unwrap();
     for (n, (cipher, mode, iv, hash)) in [
         ("aes-256", "xts", "plain", "sha512"),
-        ("aes-128", "cbc", "essiv", "sha1"),
+        ("aes-128", "cbc", "essiv", "sha256"),
     ]
     .into_iter()
     .enumerate()
@@ -430,8 +430,12 @@ fn encrypted_volumes_of_qemu_read_as_it_reads_them() {
         let options = format!(
             "key-secret=s,iter-time=10,cipher-alg={cipher},cipher-mode={mode},ivgen-alg={iv}{essiv},hash-alg={hash}"
         );
+        // qemu-img measures how fast it hashes, and on a busy machine it may give up: "Unable to get accurate CPU usage".
         bash(
-            "qemu-img convert -f raw -O luks --object secret,id=s,data=swordfish -o $3 $1 $2",
+            "for i in 1 2 3 4 5; do
+               qemu-img convert -f raw -O luks --object secret,id=s,data=swordfish -o $3 $1 $2 2>$2.err && exit
+               grep -q 'accurate CPU usage' $2.err || break
+             done; cat $2.err >&2; exit 1",
             &[&dir.join("plain"), &image, Path::new(&options)],
         );
         let assembly = put_together(&[open(&image)], &keys(&[b"swordfish"]));

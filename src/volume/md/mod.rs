@@ -251,3 +251,178 @@ fn paths(superblock: &Superblock) -> Vec<String> {
     paths.push(format!("disk/by-id/md-uuid-{}", superblock.uuid));
     paths
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::volume::assemble::{Assembly, Block, assemble, owner};
+    use crate::volume::{Keys, whole};
+
+    const LEN: usize = 256 << 10;
+
+    fn sum(words: impl Iterator<Item = u32>) -> u32 {
+        let sum: u64 = words.map(u64::from).sum();
+        ((sum & 0xffff_ffff) + (sum >> 32)) as u32
+    }
+
+    /// A member of an array of three with a superblock of version 1.0 that `change` has a hand in.
+    fn member(role: u16, fill: u8, level: i32, change: impl Fn(&mut [u8])) -> Vec<u8> {
+        let mut disk = vec![fill; LEN];
+        let at = (LEN / 512 - 16) / 8 * 8 * 512;
+        disk[at..].fill(0);
+        let b = &mut disk[at..at + 512];
+        for (field, value) in [
+            (0, superblock::MAGIC),
+            (4, 1),
+            (72, level.cast_unsigned()),
+            (80, 256),
+            (88, 8),
+            (92, 3),
+            (136, 256),
+            (144, at as u32 / 512),
+            (160, u32::from(role)),
+            (200, 10),
+            (208, u32::MAX),
+            (212, u32::MAX),
+            (220, 3),
+        ] {
+            b[field..field + 4].copy_from_slice(&value.to_le_bytes());
+        }
+        b[16..32].fill(7);
+        b[32..38].copy_from_slice(b"host:0");
+        for n in 0..3u16 {
+            let at = 256 + usize::from(n) * 2;
+            b[at..at + 2].copy_from_slice(&n.to_le_bytes());
+        }
+        change(b);
+        b[216..220].fill(0);
+        let words = b[..256].as_chunks::<4>().0.iter().map(|w| u32::from_le_bytes(*w));
+        let rest = [
+            u32::from_le_bytes(b[256..260].try_into().unwrap()),
+            u32::from(b[260]) | u32::from(b[261]) << 8,
+        ];
+        let sum = sum(words.chain(rest));
+        b[216..220].copy_from_slice(&sum.to_le_bytes());
+        disk
+    }
+
+    fn put_together(disks: Vec<Vec<u8>>) -> Assembly {
+        let blocks = disks.into_iter().enumerate().map(|(n, disk)| {
+            let disk: Arc<dyn ReadAt> = Arc::new(disk);
+            Block::of_disk(n, &format!("disk{n}"), whole(&disk))
+        });
+        assemble(blocks.collect(), &Keys::default(), |_| false)
+    }
+
+    /// What is said of the only volume.
+    fn failure(disks: Vec<Vec<u8>>) -> String {
+        let assembly = put_together(disks);
+        let [block] = assembly.blocks.as_slice() else {
+            panic!("{} volumes", assembly.blocks.len())
+        };
+        block.failed.as_ref().expect("it is refused").to_string()
+    }
+
+    #[test]
+    fn partitions_of_an_array_of_whole_disks() {
+        let mbr = |disk: &mut Vec<u8>| {
+            disk[..512].fill(0);
+            disk[446 + 4] = 0x83;
+            disk[446 + 8] = 8;
+            disk[446 + 12] = 64;
+            disk[510..512].copy_from_slice(&[0x55, 0xaa]);
+        };
+        let mut disks: Vec<Vec<u8>> = (0..3).map(|n| member(n, 9, 1, |_| {})).collect();
+        disks.iter_mut().for_each(mbr);
+        assert_eq!(owner(&disks[0]), Some("linux_raid_member"));
+        let assembly = put_together(disks);
+        let [block] = assembly.blocks.as_slice() else {
+            panic!("{} volumes", assembly.blocks.len())
+        };
+        assert_eq!(block.device, "/dev/md0 partition 1");
+        assert!(block.paths.contains(&"md0p1".to_owned()), "{:?}", block.paths);
+        assert_eq!((block.volume.data.len(), block.disk), (64 * 512, None));
+        assert!(assembly.notes.is_empty(), "{:?}", assembly.notes);
+    }
+
+    #[test]
+    fn members_that_are_not_current_are_not_used() {
+        let put = |field: usize, value: u8| move |b: &mut [u8]| b[field] = value;
+        // Two events behind; a superblock that says of itself that it failed; one that is being rebuilt.
+        for change in [put(200, 8), put(256, 0xfe), put(8, 2)] {
+            let stale = member(0, 1, 1, |b| {
+                change(b);
+                if b[256] == 0xfe {
+                    b[257] = 0xff;
+                }
+            });
+            let assembly = put_together(vec![stale, member(1, 2, 1, |_| {}), member(2, 2, 1, |_| {})]);
+            let mut first = [0];
+            assembly.blocks[0].volume.data.read_at(0, &mut first).unwrap();
+            assert_eq!(first, [2]);
+            assert_eq!(assembly.notes.len(), 2, "{:?}", assembly.notes);
+            assert!(assembly.notes[0].starts_with("disk0 is not used for /dev/md0"));
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_right_is_refused_by_name() {
+        let disks = |level: i32, change: &dyn Fn(&mut [u8])| -> Vec<Vec<u8>> {
+            (0..3).map(|n| member(n, 9, level, change)).collect()
+        };
+        let reshaped = failure(disks(5, &|b| b[8] = 4));
+        assert!(reshaped.contains("being reshaped"), "{reshaped}");
+        let journal = failure(disks(5, &|b| b[9] = 2));
+        assert!(journal.contains("journal device"), "{journal}");
+        let unknown = failure(disks(1, &|b| b[11] = 0x40));
+        assert!(unknown.contains("feature bits 0x40000000"), "{unknown}");
+        let mut dirty = disks(5, &|b| b[208..216].fill(0));
+        dirty.pop();
+        let dirty = failure(dirty);
+        assert!(dirty.contains("not shut down cleanly"), "{dirty}");
+        let multipath = failure(disks(-4, &|_| {}));
+        assert!(multipath.contains("multipath"), "{multipath}");
+        // A wrong checksum: the member is named, the rest is put together without it.
+        let mut bad = disks(1, &|_| {});
+        let at = (LEN / 512 - 16) / 8 * 8 * 512;
+        bad[0][at + 40] ^= 1;
+        let assembly = put_together(bad);
+        assert_eq!(assembly.blocks.len(), 2);
+        let why = assembly.blocks[0].failed.as_ref().unwrap().to_string();
+        assert!(why.contains("its checksum is wrong"), "{why}");
+    }
+
+    #[test]
+    fn superblocks_of_machines_of_either_byte_order() {
+        for big in [false, true] {
+            let mut words = [0u32; 1024];
+            let fields = [
+                (0, superblock::MAGIC),
+                (2, 90),
+                (5, 0x0102_0304),
+                (7, 1),
+                (8, 128),
+                (10, 1),
+                (11, 3),
+                (33, 1),
+                (if big { 40 } else { 39 }, 5),
+                (128 + 4, 6),
+            ];
+            for (n, value) in fields {
+                words[n] = value;
+            }
+            words[38] = sum(words.iter().copied());
+            let bytes = words
+                .iter()
+                .flat_map(|w| if big { w.to_be_bytes() } else { w.to_le_bytes() });
+            let mut disk = vec![9u8; LEN];
+            disk.splice(LEN - 0x1_0000..LEN - 0x1_0000 + 4096, bytes);
+            let found = superblock::read(&disk).unwrap().unwrap();
+            assert_eq!((found.version, found.events, found.minor), ("0.90", 5, Some(3)));
+            assert_eq!(found.uuid, "01020304:00000000:00000000:00000000");
+            let assembly = put_together(vec![disk]);
+            assert_eq!(assembly.blocks[0].paths[0], "md3");
+            assert_eq!(assembly.blocks[0].volume.data.len(), 128 << 10);
+        }
+    }
+}
