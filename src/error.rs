@@ -162,6 +162,20 @@ impl Error {
             },
         }
     }
+    /// An error of the same kind that can be given out once more.
+    #[must_use]
+    pub fn again(&self) -> Self {
+        match self {
+            Self::Corrupt { what, at } => Self::corrupt(what.clone(), *at),
+            Self::Io { source, .. } => Self::io(self.to_string(), std::io::Error::from(source.kind())),
+            Self::Refused { what } => Self::refused(what.clone()),
+            Self::Hinted { source, hint } => match source.downcast_ref::<Self>() {
+                Some(inner) => inner.again().hint(hint.clone()),
+                None => Self::unsupported(self.to_string()),
+            },
+            _ => Self::unsupported(self.to_string()),
+        }
+    }
     /// The exit code this error asks for.
     pub fn code(&self) -> u8 {
         match self {

@@ -35,6 +35,9 @@ licences() {
 mkdir -p "$machines"
 (tests/machine.sh "$machines/small" small && tests/machine.sh "$machines/full" full) > "$machines/log" 2>&1 &
 machine=$!
+tests/volumes.sh "$machines/volumes" > "$machines/volumes.log" 2>&1 &
+volumes=$!
+volumes_made() { wait "$volumes" || { cat "$machines/volumes.log"; return 1; }; }
 machine_made() { wait "$machine" || { cat "$machines/log"; return 1; }; }
 
 step "cargo fmt --check" cargo fmt --check
@@ -42,6 +45,7 @@ step "cargo clippy" cargo clippy --quiet --all-targets --locked -- -D warnings
 step "licences and sources of what is linked" licences
 step "cargo test (build)" cargo test --quiet --locked --no-run
 step "the machines' disks" machine_made
+step "the disks with LVM, md and LUKS" volumes_made
 step "cargo test" cargo test --locked --no-fail-fast
 
 for old in "$machines"/run-*; do

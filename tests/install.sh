@@ -48,6 +48,11 @@ if [ "${1:-all}" = all ]; then
         "losetup    mount"
         "debugfs    e2fsprogs"
         "qemu-io    qemu-utils"
+        "guestfish  libguestfs-tools linux-image-$(dpkg --print-architecture)"
+        "lvm        lvm2"
+        "mdadm      mdadm"
+        "cryptsetup cryptsetup-bin"
+        "script     bsdutils"
     )
 fi
 

@@ -6,6 +6,7 @@
 mod cat;
 mod convert;
 mod diff;
+mod keys;
 mod ls;
 mod pages;
 mod plan;
@@ -65,6 +66,10 @@ struct Common {
     /// a subvolume of it with :SUBVOLUME behind it
     #[arg(long, global = true, value_name = "DEVICE")]
     root: Option<String>,
+    /// Open encrypted volumes with the key or passphrase in this file (- for stdin); without it the passphrase is asked for
+    /// on a terminal
+    #[arg(long, global = true, value_name = "FILE")]
+    key_file: Vec<PathBuf>,
     /// Read snapshots too, that lie inside a btrfs subvolume, and not only what they were made of
     #[arg(long, global = true)]
     snapshots: bool,

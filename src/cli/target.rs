@@ -79,12 +79,13 @@ fn parse(text: &str) -> anyhow::Result<Target> {
     Ok(Target::Disks(disks))
 }
 
-fn machine_options(common: &Common) -> MachineOptions {
-    MachineOptions {
+fn machine_options(common: &Common, ui: &Ui) -> anyhow::Result<MachineOptions> {
+    Ok(MachineOptions {
         root: common.root.clone(),
         snapshots: common.snapshots,
         allow_backing: common.allow_backing.clone(),
-    }
+        keys: super::keys::keys(&common.key_file, ui)?,
+    })
 }
 
 /// Opens an image and lists its files.
@@ -113,7 +114,7 @@ pub(super) fn judged(common: &Common, reference: &oci::Reference, ui: &Ui) -> an
 pub(super) fn open_machine(common: &Common, text: &str, ui: &Ui) -> anyhow::Result<Opened> {
     let opened = match parse(text)? {
         Target::Disks(paths) => {
-            let machine = Machine::open(&paths, &machine_options(common), ui)?;
+            let machine = Machine::open(&paths, &machine_options(common, ui)?, ui)?;
             let identity = machine.identity().map(str::to_owned);
             Opened {
                 source: Box::new(machine),
@@ -136,7 +137,7 @@ pub(super) fn open_machine(common: &Common, text: &str, ui: &Ui) -> anyhow::Resu
 /// Opens anything that has files; no operating system is needed.
 pub(super) fn open_any(common: &Common, text: &str, ui: &Ui) -> anyhow::Result<Box<dyn Source>> {
     Ok(match parse(text)? {
-        Target::Disks(paths) => Box::new(Machine::open_any(&paths, &machine_options(common), ui)?),
+        Target::Disks(paths) => Box::new(Machine::open_any(&paths, &machine_options(common, ui)?, ui)?),
         Target::Directory(path) => Box::new(Directory::open(&path)?),
         Target::Image(reference) => Box::new(image(common, &reference, ImageOptions::default(), ui)?),
     })

@@ -35,6 +35,11 @@ impl Ui {
         }
     }
 
+    /// The progress bars, to suspend them while the user is asked something.
+    pub(super) fn bars(&self) -> MultiProgress {
+        self.bars.clone()
+    }
+
     pub(super) fn finish(&self) {
         let _ = self.bars.clear();
     }

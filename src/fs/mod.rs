@@ -6,11 +6,12 @@ pub mod identity;
 mod vfat;
 mod xfs;
 
-use crate::bytes::{be16, le16, le32, le64};
+use crate::bytes::{be32, le16, le32, le64};
 use crate::error::{Error, Result};
 use crate::path::GuestPath;
 use crate::read_at::{ReadAt, read_vec};
 use crate::tree::{Node, Problem, Tree};
+use crate::volume::{luks, lvm, md};
 use std::sync::Arc;
 
 /// A filesystem that has been opened.
@@ -137,13 +138,30 @@ pub type Open = fn(Arc<dyn ReadAt>) -> Result<Box<dyn Filesystem>>;
 
 /// All that is recognised, in the order of asking: what may hold a filesystem inside comes before the filesystems.
 pub const FILESYSTEMS: &[Row] = &[
-    named("crypto_LUKS", "a LUKS encrypted volume", |v| {
-        has(v, 0, b"LUKS\xba\xbe") && matches!(field(v, 6, be16), Some(1 | 2))
+    named("linux_raid_member", "a member of a Linux RAID (md)", md::probe),
+    named("crypto_LUKS", "a LUKS encrypted volume", luks::probe),
+    named("LVM2_member", "an LVM2 physical volume", lvm::probe),
+    named("isw_raid_member", "a member of an Intel RAID (IMSM)", |v| {
+        let at = (v.len() / 512).saturating_sub(2) * 512;
+        has(v, at, b"Intel Raid ISM Cfg Sig. ")
     }),
-    named("LVM2_member", "an LVM2 physical volume", |v| {
-        (0..4).any(|sector| has(v, sector * 512, b"LABELONE") && has(v, sector * 512 + 24, b"LVM2 001"))
+    named("ddf_raid_member", "a member of a RAID with DDF metadata", |v| {
+        let at = (v.len() / 512).saturating_sub(1) * 512;
+        field(v, at, be32) == Some(0xde11_de11)
     }),
-    named("linux_raid_member", "a member of a Linux RAID (md)", is_md),
+    named("drbd", "a DRBD device", |v| {
+        let at = (v.len() / 4096).saturating_sub(1) * 4096 + 60;
+        matches!(field(v, at, be32), Some(0x8374_026b..=0x8374_026d))
+    }),
+    named("DM_verity_hash", "the hashes of a dm-verity device", |v| {
+        has(v, 0, b"verity\0\0")
+    }),
+    named("vdo", "a VDO volume", |v| has(v, 0, b"dmvdo001")),
+    named("stratis", "a member of a Stratis pool", |v| {
+        [516, 4612]
+            .iter()
+            .any(|at| has(v, *at, b"!Stra0tis\x86\xff\x02^Arh"))
+    }),
     named("bcache", "a bcache device", |v| {
         has(
             v,
@@ -263,21 +281,6 @@ fn field<T>(volume: &dyn ReadAt, offset: u64, read: fn(&[u8], usize) -> Option<T
     read(&read_vec(volume, offset, size_of::<T>()).ok()?, 0)
 }
 
-/// md superblocks: version 1.1 at the beginning, 1.2 at 4 KiB, 1.0 and 0.90 at the end (md(4)).
-fn is_md(volume: &dyn ReadAt) -> bool {
-    const MAGIC: u32 = 0xa92b_4efc;
-    let size = volume.len();
-    let v1_0 = (size / 512).checked_sub(16).map(|sector| (sector & !7) * 512);
-    let v0_90 = (size & !0xffff).checked_sub(0x1_0000);
-    let v1 = [Some(0), Some(4096), v1_0].into_iter().flatten().any(|at| {
-        field(volume, at, le32) == Some(MAGIC) && field(volume, at.saturating_add(4), le32) == Some(1)
-    });
-    v1 || v0_90.is_some_and(|at| {
-        let magic = field(volume, at, le32);
-        magic == Some(MAGIC) || magic == Some(MAGIC.swap_bytes())
-    })
-}
-
 /// A ZFS label: uberblocks from 128 KiB on, at least 1 KiB each, in either byte order.
 fn is_zfs(volume: &dyn ReadAt) -> bool {
     const MAGIC: u64 = 0x00ba_b10c;
@@ -321,10 +324,24 @@ mod tests {
 
     #[test]
     fn each_mark_is_recognised_and_refused_by_name() {
+        // Magic, version, and the superblock's own place in sectors.
+        let mut md = [0; 152];
+        md[..8].copy_from_slice(b"\xfc\x4e\x2b\xa9\x01\0\0\0");
+        md[144] = 8;
         let marks: &[(&str, usize, &[u8])] = &[
             ("crypto_LUKS", 0, b"LUKS\xba\xbe\0\x02"),
-            ("linux_raid_member", 4096, b"\xfc\x4e\x2b\xa9\x01\0\0\0"),
+            ("linux_raid_member", 4096, &md),
             ("linux_raid_member", (1 << 20) - 0x1_0000, b"\xfc\x4e\x2b\xa9"),
+            (
+                "isw_raid_member",
+                (1 << 20) - 1024,
+                b"Intel Raid ISM Cfg Sig. 1.1.00",
+            ),
+            ("ddf_raid_member", (1 << 20) - 512, b"\xde\x11\xde\x11"),
+            ("drbd", (1 << 20) - 4096 + 60, b"\x83\x74\x02\x6b"),
+            ("DM_verity_hash", 0, b"verity\0\0"),
+            ("vdo", 0, b"dmvdo001"),
+            ("stratis", 516, b"!Stra0tis\x86\xff\x02\x5eArh"),
             ("BitLocker", 3, b"-FVE-FS-"),
             ("xfs", 0, b"XFSB"),
             ("btrfs", 0x1_0040, b"_BHRfS_M"),

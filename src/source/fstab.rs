@@ -35,7 +35,9 @@ pub enum Device {
         /// 2 for sda2.
         number: Option<u32>,
     },
-    /// Anything else: a logical volume, a network share, a name that means nothing here.
+    /// Any other device, by its name below `/dev/`: `mapper/vg-root`, `vg/root`, `md0`.
+    Named(String),
+    /// Anything else: a network share, a name that means nothing here.
     Other,
 }
 
@@ -211,11 +213,18 @@ pub fn device(spec: &[u8]) -> Device {
     else {
         return Device::Other;
     };
+    // Links to what the device mapper and md make have the names of those.
+    let made = ["disk/by-id/dm-", "disk/by-id/md-"]
+        .iter()
+        .any(|p| name.starts_with(p));
+    if made {
+        return Device::Named(text(&udev_unescaped(name.as_bytes())));
+    }
     if name.starts_with("disk/by-id/") || name.starts_with("disk/by-path/") {
         let number = name.rsplit_once("-part").and_then(|(_, n)| n.parse().ok());
         return Device::Disk { index: None, number };
     }
-    disk(name).unwrap_or(Device::Other)
+    disk(name).unwrap_or_else(|| Device::Named(name.to_owned()))
 }
 
 /// `sda1`, `nvme0n1p2`: how Linux names disks and their partitions.
@@ -327,11 +336,15 @@ mod tests {
             ("/dev/nvme0n1p2", disk(0, Some(2))),
             ("/dev/nvme1n1", disk(1, None)),
             ("/dev/mmcblk0p1", disk(0, Some(1))),
-            ("/dev/sda0", Device::Other),
-            ("/dev/sda1x", Device::Other),
-            ("/dev/sdabcd", Device::Other),
-            ("/dev/mapper/vg-root", Device::Other),
-            ("/dev/vg/root", Device::Other),
+            ("/dev/sda0", Device::Named("sda0".into())),
+            ("/dev/sda1x", Device::Named("sda1x".into())),
+            ("/dev/sdabcd", Device::Named("sdabcd".into())),
+            ("/dev/mapper/vg-root", Device::Named("mapper/vg-root".into())),
+            ("/dev/vg/root", Device::Named("vg/root".into())),
+            (
+                "/dev/disk/by-id/dm-name-a-b",
+                Device::Named("disk/by-id/dm-name-a-b".into()),
+            ),
             ("/dev/disk/by-label/a\\x20b", Device::Label("a b".into())),
             ("/dev/disk/by-uuid/1234", Device::Uuid("1234".into())),
             (

@@ -3,8 +3,17 @@
 //! [`VOLUMES`] is the list of partition tables that are known. A disk without one is a single volume.
 #![deny(clippy::indexing_slicing)]
 
+pub mod assemble;
 mod gpt;
+mod layout;
+pub(crate) mod luks;
+pub(crate) mod lvm;
 mod mbr;
+pub(crate) mod md;
+mod parity;
+mod raid10;
+
+pub use luks::{Ask, Keys, Limits, Secret};
 
 use crate::bytes::{array, le32};
 use crate::error::Result;
@@ -71,11 +80,18 @@ pub fn table(disk: &Arc<dyn ReadAt>) -> Result<Table> {
             return Ok(table);
         }
     }
-    Ok(Table {
-        kind: "none",
-        volumes: vec![whole(disk)],
-        notes: Vec::new(),
-    })
+    Ok(Table::none(whole(disk)))
+}
+
+impl Table {
+    /// What a disk without a partition table has.
+    pub fn none(whole: Volume) -> Self {
+        Self {
+            kind: "none",
+            volumes: vec![whole],
+            notes: Vec::new(),
+        }
+    }
 }
 
 /// The volumes of [`table`].

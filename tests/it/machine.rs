@@ -408,18 +408,13 @@ fn the_small_guests() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
-    for name in ["blank-fs", "blank-part", "debian", "fedora-md1"] {
+    for name in ["blank-fs", "blank-part"] {
         let disk = unzstd(&guests.join(format!("{name}.img.zst")), dir.path());
         let e = open(&[&disk], None).unwrap_err();
         let said = report(&e);
         println!("{said}");
         assert_eq!(exit_code(&e), code::UNSUPPORTED, "{said}");
-        let expected = match name {
-            "debian" => "LVM2 physical volume",
-            "fedora-md1" => "RAID",
-            _ => "no operating system found in blank-",
-        };
-        assert!(said.contains(expected), "{said}");
+        assert!(said.contains("no operating system found in blank-"), "{said}");
         std::fs::remove_file(disk).unwrap();
     }
 }

@@ -6,6 +6,7 @@
     reason = "a test fails by panicking"
 )]
 
+mod assembly;
 mod btrfs;
 mod directory;
 mod disk;

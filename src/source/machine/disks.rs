@@ -12,6 +12,7 @@ use crate::read_at::{ReadAt, read_all};
 use crate::source::fstab::{self, Device, Line, Purpose};
 use crate::tree::Tree;
 use crate::volume;
+use crate::volume::assemble::{self, Block, Container};
 use anyhow::Context;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -20,14 +21,20 @@ use std::sync::Arc;
 pub(super) struct Part {
     /// The disk's name and the volume's: `web.qcow2 partition 1`.
     pub(super) device: String,
-    /// The disk's name, which is unique among the machine's disks.
-    disk_name: String,
-    /// The disk's place among the machine's disks.
-    disk: usize,
+    /// What the user calls it: `web.qcow2:1`, `/dev/vg/root`.
+    selector: String,
+    /// What the machine itself calls it, below `/dev/`; nothing for disks and partitions.
+    pub(super) paths: Vec<String>,
+    /// The disk's place among the machine's disks; `None` for what lies on no single one.
+    pub(super) disk: Option<usize>,
     /// The partition's number; `None` for a whole disk.
-    number: Option<u32>,
-    partuuid: Option<String>,
-    partlabel: Option<String>,
+    pub(super) number: Option<u32>,
+    pub(super) partuuid: Option<String>,
+    pub(super) partlabel: Option<String>,
+    /// An older state of another volume: it is meant only where its name is given.
+    snapshot: bool,
+    /// The encrypted volume that it is the inside of.
+    pub(super) container: Option<Container>,
     /// UUID and label, of filesystems that are not read too.
     pub(super) identity: Identity,
     /// What it holds, as [`fs::recognise`] names it.
@@ -61,6 +68,8 @@ pub(super) struct Disks {
     pub(super) notes: Vec<String>,
     /// True if snapshots are walked into.
     pub(super) snapshots: bool,
+    /// How many disks there are.
+    count: usize,
 }
 
 impl Disks {
@@ -77,6 +86,7 @@ impl Disks {
             parts: Vec::new(),
             notes: Vec::new(),
             snapshots: options.snapshots,
+            count: 0,
         };
         let mut disks: Vec<(String, Disk)> = Vec::new();
         for (path, name) in paths.iter().zip(&names) {
@@ -99,31 +109,60 @@ impl Disks {
                 disks.push((full, disk));
             }
         }
-        let mut volumes = Vec::new();
+        all.count = disks.len();
+        let mut blocks = Vec::new();
         for (disk, (name, opened)) in disks.iter().enumerate() {
-            let mut table =
-                volume::table(&opened.data).with_context(|| format!("reading the partitions of {name}"))?;
-            let recognised = |v: &volume::Volume| fs::recognise(&*v.data).is_some();
-            // A filesystem on the whole disk may begin with bytes that look like a partition table.
             let whole = volume::whole(&opened.data);
+            let recognised = |v: &volume::Volume| fs::recognise(&*v.data).is_some();
+            // The partitions of a RAID's members are those of the RAID.
+            let mut table = match assemble::owner(&*opened.data) {
+                Some(_) => volume::Table::none(whole.clone()),
+                None => volume::table(&opened.data)
+                    .with_context(|| format!("reading the partitions of {name}"))?,
+            };
+            // A filesystem on the whole disk may begin with bytes that look like a partition table.
             if table.kind != "none" && !table.volumes.iter().any(recognised) && recognised(&whole) {
-                table.volumes = vec![whole];
-                table.notes.clear();
+                table = volume::Table::none(whole);
             }
             let notes = opened.notes.iter().chain(&table.notes);
             all.notes.extend(notes.map(|n| format!("{name}: {n}")));
-            volumes.extend(table.volumes.into_iter().map(|volume| (disk, name, volume)));
-        }
-        let data: Vec<_> = volumes.iter().map(|(_, _, v)| Arc::clone(&v.data)).collect();
-        for ((disk, name, volume), role) in volumes.into_iter().zip(subvolumes::roles(&data)) {
-            let part = Part::open(disk, name, volume, &role, &data, options.snapshots, progress);
-            all.parts.push(part);
+            let volumes = table.volumes.into_iter();
+            blocks.extend(volumes.map(|v| Block::of_disk(disk, name, v)));
         }
         all.identity = gate.identity();
+        let assembly = assemble::assemble(blocks, &options.keys, |v| fs::recognise(v).is_some());
+        all.notes.extend(assembly.notes);
+        // An older state of a filesystem is no device of it.
+        let nothing: Arc<dyn ReadAt> = Arc::new(Vec::new());
+        let shown = |b: &Block| match b.snapshot || b.failed.is_some() {
+            true => Arc::clone(&nothing),
+            false => Arc::clone(&b.volume.data),
+        };
+        let data: Vec<Arc<dyn ReadAt>> = assembly.blocks.iter().map(shown).collect();
+        for (block, role) in assembly.blocks.into_iter().zip(subvolumes::roles(&data)) {
+            // What is opened by a key is another machine than what is not.
+            if let (Some(identity), Some(container)) = (&mut all.identity, &block.container) {
+                *identity = format!("{identity}-{}", container.uuid);
+            }
+            let disk_name = block.disk.and_then(|d| disks.get(d)).map(|(name, _)| name);
+            let selector = match (disk_name, block.volume.number) {
+                (Some(disk), Some(number)) => format!("{disk}:{number}"),
+                (Some(disk), None) => disk.clone(),
+                (None, _) => block.device.clone(),
+            };
+            let part = Part::open(block, selector, (&role, &data), options, progress);
+            if let Opened::Failed(e) = &part.filesystem
+                && (part.disk.is_none() || part.is_locked())
+            {
+                all.notes.push(format!("{}: {e}", part.device));
+            }
+            all.parts.push(part);
+        }
         if all.parts.is_empty() && !paths.is_empty() {
             return Err(Error::unsupported(format!("{}: the partition table is empty", all.name)).into());
         }
-        if all.parts.iter().all(|p| p.number.is_none() && p.kind.is_none()) {
+        let unknown = |p: &Part| p.disk.is_some() && p.number.is_none() && p.kind.is_none();
+        if all.parts.iter().all(unknown) {
             return Err(Error::unsupported(format!(
                 "{} holds no partition table and no filesystem that is known",
                 all.name
@@ -247,7 +286,7 @@ impl Disks {
                 match &part.filesystem {
                     Opened::Listed { .. } if system && !self.has_system(*root) => Err(self.no_system()),
                     Opened::Listed { .. } => Ok(*root),
-                    Opened::Failed(e) => Err(again(e)).with_context(|| format!("reading {}", part.device)),
+                    Opened::Failed(e) => Err(e.again()).with_context(|| format!("reading {}", part.device)),
                     Opened::Unknown | Opened::Member(_) => Err(Error::unsupported(format!(
                         "{} holds no filesystem that is known",
                         part.device
@@ -313,11 +352,14 @@ impl Disks {
         let Some(part) = self.parts.get(n) else {
             return false;
         };
-        if asked == part.device || asked == self.selector(n) {
+        if asked == part.device || asked == part.selector || part.is_named(asked) {
             return true;
         }
+        if part.snapshot {
+            return false;
+        }
         if let Ok(number) = asked.parse::<u32>() {
-            return part.number == Some(number);
+            return part.disk.is_some() && part.number == Some(number);
         }
         match fstab::device(asked.as_bytes()) {
             Device::Other => {
@@ -337,7 +379,9 @@ impl Disks {
         let Some(part) = self.parts.get(n) else {
             return false;
         };
-        let disks = self.parts.iter().map(|p| p.disk).max().map_or(0, |d| d + 1);
+        if part.snapshot && !matches!(device, Device::Named(_)) {
+            return false;
+        }
         match device {
             Device::Uuid(uuid) => part
                 .identity
@@ -351,8 +395,10 @@ impl Disks {
                 .is_some_and(|u| u.eq_ignore_ascii_case(uuid)),
             Device::PartLabel(label) => part.partlabel.as_ref() == Some(label),
             Device::Disk { index, number } => {
-                part.number == *number && index.map_or(disks == 1, |index| index == part.disk)
+                let disk = |disk| index.map_or(self.count == 1, |index| index == disk);
+                part.number == *number && part.disk.is_some_and(disk)
             }
+            Device::Named(name) => part.paths.contains(name),
             Device::Other => false,
         }
     }
@@ -369,7 +415,7 @@ impl Disks {
     }
 
     /// The content of a small file of one filesystem.
-    fn read(&self, n: usize, path: &str) -> Option<Vec<u8>> {
+    pub(super) fn read(&self, n: usize, path: &str) -> Option<Vec<u8>> {
         let (_, filesystem, tree) = self.listed(n)?;
         let (_, node) = tree.find(path).filter(|(_, node)| node.is_file())?;
         read_all(&*filesystem.open(node.id.ino).ok()?, 1 << 20).ok()
@@ -443,10 +489,7 @@ impl Disks {
 
     /// How the user names this volume in `--root`.
     fn selector(&self, n: usize) -> String {
-        self.parts.get(n).map_or_else(String::new, |p| match p.number {
-            Some(number) => format!("{}:{number}", p.disk_name),
-            None => p.disk_name.clone(),
-        })
+        self.parts.get(n).map_or_else(String::new, |p| p.selector.clone())
     }
 
     fn first_selector(&self, parts: &[usize]) -> String {
@@ -481,7 +524,7 @@ impl Disks {
         let Opened::Failed(e) = &part.filesystem else {
             return None;
         };
-        Some(anyhow::Error::from(again(e)).context(format!("reading {}", part.device)))
+        Some(anyhow::Error::from(e.again()).context(format!("reading {}", part.device)))
     }
 
     fn no_system(&self) -> anyhow::Error {
@@ -497,7 +540,11 @@ impl Disks {
             "no operating system found in {}{windows}: {list}",
             self.name
         ));
-        if (0..self.parts.len()).any(|n| self.listed(n).is_some()) {
+        if self.parts.iter().any(Part::is_locked) {
+            error
+                .hint("give the key or passphrase of the encrypted volume in a file with --key-file FILE")
+                .into()
+        } else if (0..self.parts.len()).any(|n| self.listed(n).is_some()) {
             error
                 .hint("`vm2k ls` and `vm2k cat` read a filesystem without an operating system too")
                 .into()
@@ -509,28 +556,38 @@ impl Disks {
 
 impl Part {
     fn open(
-        disk: usize,
-        disk_name: &str,
-        volume: volume::Volume,
-        role: &Role,
-        data: &[Arc<dyn ReadAt>],
-        snapshots: bool,
+        block: Block,
+        selector: String,
+        (role, data): (&Role, &[Arc<dyn ReadAt>]),
+        options: &MachineOptions,
         progress: &dyn Progress,
     ) -> Self {
-        let device = match volume.number {
-            Some(_) => format!("{disk_name} {}", volume.name),
-            None => disk_name.to_owned(),
-        };
+        let Block {
+            device,
+            paths,
+            volume,
+            disk,
+            failed,
+            snapshot,
+            container,
+            ..
+        } = block;
         let kind = fs::recognise(&*volume.data);
+        let named = |asked: &str| asked == device || is_named(&paths, asked);
+        let asked = options.root.as_deref().is_some_and(named);
         let mut systems = Vec::new();
-        let filesystem = match (kind, role) {
-            (None, _) => Opened::Unknown,
-            (Some(_), Role::Member(main)) => Opened::Member(*main),
-            (Some(_), Role::Main(others)) => {
+        let filesystem = match (failed, kind, role) {
+            (Some(e), ..) => Opened::Failed(e),
+            (None, None, _) => Opened::Unknown,
+            (None, Some(_), _) if snapshot && !asked => Opened::Failed(Error::unsupported(
+                "a snapshot, which is read only if --root names it",
+            )),
+            (None, Some(_), Role::Member(main)) => Opened::Member(*main),
+            (None, Some(_), Role::Main(others)) => {
                 let _stage = progress.stage(&format!("listing {device}"), None);
                 let others = others.iter().filter_map(|n| data.get(*n));
                 let volumes: Vec<_> = std::iter::once(&volume.data).chain(others).cloned().collect();
-                Self::list(&volumes, snapshots, &mut systems).unwrap_or_else(Opened::Failed)
+                Self::list(&volumes, options.snapshots, &mut systems).unwrap_or_else(Opened::Failed)
             }
         };
         let identity = match (&filesystem, kind) {
@@ -544,8 +601,11 @@ impl Part {
         Self {
             identity,
             device,
-            disk_name: disk_name.to_owned(),
+            selector,
+            paths,
             disk,
+            snapshot,
+            container,
             number: volume.number,
             partuuid: volume.partuuid,
             partlabel: volume.partlabel,
@@ -554,6 +614,16 @@ impl Part {
             filesystem,
             systems,
         }
+    }
+
+    /// True if it is encrypted and no key opened it.
+    pub(super) fn is_locked(&self) -> bool {
+        self.kind == Some("crypto_LUKS")
+    }
+
+    /// True if `asked` is one of the machine's own names of it, with or without `/dev/`.
+    fn is_named(&self, asked: &str) -> bool {
+        is_named(&self.paths, asked)
     }
 
     fn list(volumes: &[Arc<dyn ReadAt>], snapshots: bool, systems: &mut Vec<Subvolume>) -> Result<Opened> {
@@ -568,6 +638,11 @@ impl Part {
     }
 }
 
+fn is_named(paths: &[String], asked: &str) -> bool {
+    let asked = asked.strip_prefix("/dev/").unwrap_or(asked);
+    paths.iter().any(|p| p == asked)
+}
+
 /// What people call each disk: its file name, or its whole path if two have the same.
 fn names(paths: &[PathBuf]) -> Vec<String> {
     let short = |p: &PathBuf| p.file_name().map(|n| n.to_string_lossy().into_owned());
@@ -580,20 +655,6 @@ fn names(paths: &[PathBuf]) -> Vec<String> {
                 .unwrap_or_else(|| p.display().to_string())
         })
         .collect()
-}
-
-/// An error of the same kind that can be given out once more.
-fn again(e: &Error) -> Error {
-    match e {
-        Error::Corrupt { what, at } => Error::corrupt(what.clone(), *at),
-        Error::Io { source, .. } => Error::io(e.to_string(), std::io::Error::from(source.kind())),
-        Error::Refused { what } => Error::refused(what.clone()),
-        Error::Hinted { source, hint } => match source.downcast_ref::<Error>() {
-            Some(inner) => again(inner).hint(hint.clone()),
-            None => Error::unsupported(e.to_string()),
-        },
-        _ => Error::unsupported(e.to_string()),
-    }
 }
 
 fn size(bytes: u64) -> String {

@@ -5,6 +5,7 @@
 
 mod disks;
 mod mounts;
+mod names;
 mod subvolumes;
 
 use super::{FilesystemInfo, Source};
@@ -13,6 +14,7 @@ use crate::fs::Filesystem;
 use crate::progress::Progress;
 use crate::read_at::ReadAt;
 use crate::tree::{FileId, Problem, Tree};
+use crate::volume::Keys;
 use disks::Disks;
 use mounts::Mounts;
 use std::path::PathBuf;
@@ -28,6 +30,8 @@ pub struct MachineOptions {
     pub snapshots: bool,
     /// Directories that images may open further files in (`--allow-backing`).
     pub allow_backing: Vec<PathBuf>,
+    /// What encrypted volumes are tried with (`--key-file`).
+    pub keys: Keys,
 }
 
 /// A machine's disks as one tree.
@@ -88,13 +92,13 @@ impl Machine {
     }
 
     fn assemble(
-        disks: Disks,
+        mut disks: Disks,
         options: &MachineOptions,
         progress: &dyn Progress,
         system: bool,
     ) -> anyhow::Result<Self> {
-        let mut disks = disks;
         let root = disks.root(options.root.as_deref(), system)?;
+        names::add(&mut disks, root);
         let machine = Mounts::new(disks, root).finish();
         for note in &machine.notes {
             progress.warn(note);
