@@ -79,9 +79,9 @@ chown 70000, 80000, 'd/file';
 for my $m (0, 0777, 01777, 02755, 04755, 06711, 07777) { my $p = sprintf('perms/%04o', $m); put($p, ''); chmod $m, $p }
 # Holes at the beginning, in the middle and at the end; many extents, so that the tree has a depth.
 sub at { my ($f, $at, $bytes) = @_; sysseek($f, $at, 0); syswrite($f, $bytes) }
-sysopen(my $f, 'sparse', O_RDWR | O_CREAT); at($f, 300_000, noise(10_000)); at($f, 20_000_000, noise(1000)); truncate($f, 30_000_000);
-sysopen($f, 'all-hole', O_RDWR | O_CREAT); truncate($f, 40_000_000);
-sysopen($f, 'pieces', O_RDWR | O_CREAT); at($f, $_ * 131072, "piece $_") for 0 .. 699;
+sysopen(my $f, 'sparse', O_RDWR | O_CREAT); at($f, 300_000, noise(10_000)); at($f, 5_000_000, noise(1000)); truncate($f, 8_000_000);
+sysopen($f, 'all-hole', O_RDWR | O_CREAT); truncate($f, 4_000_000);
+sysopen($f, 'pieces', O_RDWR | O_CREAT); at($f, $_ * 32768, "piece $_") for 0 .. 699;
 put($_, '') for "new\nline", "latin-\344", "\001\033[31m", ' ', '-', 'n' x 255;
 my $deep = 'd'; for my $i (1 .. 40) { $deep .= "/level-$i"; mkdir $deep } put("$deep/file", 'bottom');
 # Directories of every form: in the inode, one block, leaf, node, and with more extents than the inode holds.
@@ -274,8 +274,7 @@ const DIRTY: &[Dirty] = &[
         BASE,
         CHANGES,
     ),
-    dirty("rounds", "-l size=10m", BASE, ROUNDS),
-    dirty("rounds, large sectors", "-s size=4096", BASE, ROUNDS),
+    dirty("rounds", "-l size=10m -s size=4096", BASE, ROUNDS),
     dirty("attributes", "", "", XATTRS),
     dirty("attributes, 1 KiB blocks", "-b size=1024", "", XATTRS),
     dirty("directories", "", "", DIRECTORIES),
@@ -316,7 +315,8 @@ fn recovered(copy: &Path) -> (Option<String>, u64) {
         .and_then(|n| n.split(' ').next()?.parse().ok())
         .unwrap_or(0);
     let (seen, listing) = ours(copy);
-    let mount = match Mounted::try_new(copy, "") {
+    // The filesystem that it is a copy of may be mounted.
+    let mount = match Mounted::try_new(copy, "nouuid") {
         Ok(mount) => mount,
         // What the kernel refuses must not look whole here.
         Err(e) if listing.problems.is_empty() => {
@@ -408,7 +408,7 @@ fn a_cut_in_the_midst_of_work_reads_like_the_recovered_filesystem() {
         "-b size=16384 -l size=20m,su=64k",
     ];
     let (mut torn, mut replayed) = (0, 0);
-    for number in 0..mutants() / 25 {
+    for number in 0..mutants() / 40 {
         let (image, copy) = (temp.path().join("image"), temp.path().join("copy"));
         let mkfs_options = options[number as usize % options.len()];
         assert!(mkfs(&image, "320M", mkfs_options));
@@ -421,14 +421,19 @@ fn a_cut_in_the_midst_of_work_reads_like_the_recovered_filesystem() {
             .spawn()
             .unwrap();
         let mut random = Random(number);
-        std::thread::sleep(std::time::Duration::from_millis(150 + random.next() % 700));
-        // A copy that is taken while it lives is of many moments: it may be one that the kernel refuses.
+        // The first goes on until its small log has gone round.
+        let time = if number == 0 {
+            2500
+        } else {
+            150 + random.next() % 700
+        };
+        std::thread::sleep(std::time::Duration::from_millis(time));
+        // A copy that is taken while it lives is of many moments: the kernel itself may find it damaged. It must be read
+        // or refused in bounded time.
         bash("cp --sparse=always \"$1\" \"$2\"", &[&image, &copy]);
-        let (wrong, _) = recovered(&copy);
-        torn += usize::from(wrong.is_some());
-        if let Some(wrong) = wrong.filter(|w| w.starts_with("[\"") && w.contains("] []\n")) {
-            failed.push(format!("copy {number}, {mkfs_options}: {wrong}"));
-        }
+        torn += usize::from(
+            survey("a copy of a living one", &copy).is_none_or(|(_, found)| !found.problems.is_empty()),
+        );
         bash(POWER_CUT, &[mount.path()]);
         let _ = work.kill();
         let _ = work.wait();
@@ -439,7 +444,7 @@ fn a_cut_in_the_midst_of_work_reads_like_the_recovered_filesystem() {
         failed.extend(wrong.map(|wrong| format!("cut {number}, {mkfs_options}: {wrong}")));
     }
     eprintln!(
-        "{test}: {replayed} transactions replayed; {torn} copies that the kernel or we do not take as whole"
+        "{test}: {replayed} transactions replayed; {torn} copies of living ones are not taken as whole"
     );
     assert!(failed.is_empty(), "{}", failed.join("\n\n"));
     assert!(replayed > 0, "no log was dirty");

@@ -311,16 +311,20 @@ impl Superblock {
 
     /// Features worth telling.
     pub(super) fn notes(&self) -> Vec<String> {
-        let mut notes = vec![format!("version {}", self.version)];
-        let mut feature = |present: bool, name: &str| {
+        let mut notes = Vec::new();
+        let mut note = |present: bool, name: &str| {
             if present {
-                notes.push(format!("feature {name}"));
+                notes.push(name.to_owned());
             }
         };
-        feature(self.ci, "version=ci (names are compared without their case)");
-        feature(self.has(incompat::PARENT), "parent");
-        feature(self.has(incompat::EXCHRANGE), "exchange");
-        feature(self.rt_extents != 0, "realtime section");
+        note(self.version == 4, "version 4, without checksums");
+        note(
+            self.ci,
+            "feature version=ci (names are compared without their case)",
+        );
+        note(self.has(incompat::PARENT), "feature parent");
+        note(self.has(incompat::EXCHRANGE), "feature exchange");
+        note(self.rt_extents != 0, "a realtime section");
         let unknown = [
             ("ro_compat", self.ro_compat & !KNOWN_RO_COMPAT),
             ("log_incompat", self.log_incompat & !KNOWN_LOG_INCOMPAT),
