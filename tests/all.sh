@@ -33,7 +33,10 @@ licences() {
 
 # The machines are made while cargo builds: one waits for the network, the other for the processor.
 mkdir -p "$machines"
-(tests/machine.sh "$machines/small" small && tests/machine.sh "$machines/full" full) > "$machines/log" 2>&1 &
+(
+    tests/machine.sh "$machines/small" small && tests/machine.sh "$machines/full" full &&
+        tests/disks.sh "$machines/disks" "$machines/small" && tests/crash.sh "$machines/crash" "$machines/small" "$machines/full"
+) > "$machines/log" 2>&1 &
 machine=$!
 tests/volumes.sh "$machines/volumes" > "$machines/volumes.log" 2>&1 &
 volumes=$!
@@ -44,7 +47,7 @@ step "cargo fmt --check" cargo fmt --check
 step "cargo clippy" cargo clippy --quiet --all-targets --locked -- -D warnings
 step "licences and sources of what is linked" licences
 step "cargo test (build)" cargo test --quiet --locked --no-run
-step "the machines' disks" machine_made
+step "the machines' disks, and those that lost their power" machine_made
 step "the disks with LVM, md and LUKS" volumes_made
 step "cargo test" cargo test --locked --no-fail-fast
 

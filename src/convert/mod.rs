@@ -10,13 +10,14 @@ use crate::distro::Distros;
 use crate::error::{Error, HintExt, Result};
 use crate::inventory::os::Os;
 use crate::inventory::{self, Inventory, secrets};
+use crate::jobs;
 use crate::layer::{self, Material, Settings};
 use crate::oci::{self, Platform};
 use crate::path::GuestPath;
 use crate::pkgdb;
 use crate::plan::document::{self, BaseRef, Document, MachineRef};
 use crate::plan::rules::{Profile, Rules, SECRET};
-use crate::plan::{Facts, PackageFact, Plan, image_tree, make, redact};
+use crate::plan::{Facts, LayerPlan, PackageFact, Plan, image_tree, make, redact};
 use crate::progress::Progress;
 use crate::source::Source;
 use crate::source::image::{Contents, ImageOptions, ImageSource};
@@ -476,21 +477,20 @@ pub fn build(
         image: &prepared.image,
         rewritten: &prepared.plan.rewritten,
     };
-    let mut built = Vec::new();
-    let mut learned = false;
-    for plan in &prepared.plan.layers {
-        let recipe =
-            |known: &Known| layer::recipe(&prepared.image, &prepared.plan.rewritten, plan, settings, known);
-        let earlier = recipe(&prepared.known).and_then(|recipe| {
-            let found: BuiltLayer = serde_json::from_slice(&store.cache_get(RECIPES, &recipe)?).ok()?;
-            store.verify(&found.digest, found.size).then_some(BuiltLayer {
-                reused: true,
-                ..found
-            })
-        });
-        if let Some(layer) = earlier {
-            built.push(layer);
-            continue;
+    let recipe = |plan: &LayerPlan, known: &Known| {
+        layer::recipe(&prepared.image, &prepared.plan.rewritten, plan, settings, known)
+    };
+    let earlier = |plan: &LayerPlan| -> Option<BuiltLayer> {
+        let value = store.cache_get(RECIPES, &recipe(plan, &prepared.known)?)?;
+        let found: BuiltLayer = serde_json::from_slice(&value).ok()?;
+        store.verify(&found.digest, found.size).then_some(BuiltLayer {
+            reused: true,
+            ..found
+        })
+    };
+    let pack = |plan: &LayerPlan| -> anyhow::Result<(BuiltLayer, Known)> {
+        if let Some(layer) = earlier(plan) {
+            return Ok((layer, Known::new()));
         }
         let total = layer::tar_size(&prepared.image, plan, settings.clamp);
         let stage = progress.stage(&format!("packing the {} layer", plan.name), Some(total));
@@ -508,15 +508,24 @@ pub fn build(
             tar_size: packed.size,
             reused: false,
         };
-        learned = true;
-        prepared.known.extend(packed.hashes);
-        if let Some(recipe) = recipe(&prepared.known) {
+        Ok((layer, packed.hashes))
+    };
+    // Two at once: no station of one line keeps all cores busy.
+    let packed = jobs::map(settings.jobs.min(2), &prepared.plan.layers, pack)?;
+    let mut known = std::mem::take(&mut prepared.known);
+    let mut built = Vec::with_capacity(packed.len());
+    for (plan, (layer, hashes)) in prepared.plan.layers.iter().zip(packed) {
+        known.extend(hashes);
+        let made = (!layer.reused)
+            .then(|| layer::recipe(&prepared.image, &prepared.plan.rewritten, plan, settings, &known));
+        if let Some(recipe) = made.flatten() {
             store.cache_put(RECIPES, &recipe, &serde_json::to_vec(&layer)?)?;
         }
         built.push(layer);
     }
-    if learned {
-        remember(machine, &prepared.known, store)?;
+    if built.iter().any(|layer| !layer.reused) {
+        remember(machine, &known, store)?;
     }
+    prepared.known = known;
     Ok(built)
 }

@@ -76,7 +76,7 @@ const FORMATS: &[(&str, &str)] = &[
     ("disk.vhdx", "qemu-img convert -O vhdx -o subformat=dynamic"),
     ("fixed.vhdx", "qemu-img convert -O vhdx -o subformat=fixed"),
     ("disk.vdi", "qemu-img convert -O vdi"),
-    ("fixed.vdi", "qemu-img convert -O vdi -o preallocation=metadata"),
+    ("fixed.vdi", "qemu-img convert -O vdi -o static=on"),
     ("disk.img.gz", "gzip -1 -c"),
     ("disk.img.xz", "xz -0 -T2 -c"),
     ("disk.img.zst", "zstd -q -1 -c"),

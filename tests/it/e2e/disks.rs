@@ -104,7 +104,7 @@ fn below<'a>(seen: &'a [Seen], dir: &'a str) -> impl Iterator<Item = &'a Seen> {
     let dir = dir.as_bytes();
     seen.iter().filter(move |s| {
         let rest = s.path.as_bytes().strip_prefix(dir);
-        rest.is_some_and(|r| r.starts_with(b"/"))
+        rest.is_some_and(|r| r.len() > 1 && r.starts_with(b"/"))
     })
 }
 
@@ -214,13 +214,28 @@ fn a_disk_that_lost_its_power_reads_like_the_recovered_one() {
             "{name}: it is not dirty: {:?}",
             fs.info().notes
         );
+        let now = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs();
         // The kernel recovers a copy when it mounts it for writing.
         let copy = temp.path().join(name);
         bash(r#"cp --sparse=always "$1" "$2""#, &[&image, &copy]);
         Mounted::new(&copy, "").unmount();
         let recovered = Mounted::new(&copy, "ro");
-        let expected = kernel::tree_of(recovered.path());
+        let mut expected = kernel::tree_of(recovered.path());
         assert!(expected.len() > 11_000);
+        // btrfs gives what it renames in its recovery the time of that, which is after this test began.
+        let mut later = 0;
+        for (seen, ours) in expected.iter_mut().zip(&found).filter(|(a, b)| a.path == b.path) {
+            for (theirs, ours) in [
+                (&mut seen.node.ctime, ours.node.ctime),
+                (&mut seen.node.mtime, ours.node.mtime),
+            ] {
+                if name == "btrfs" && theirs.sec.unsigned_abs() >= now {
+                    *theirs = ours;
+                    later += 1;
+                }
+            }
+        }
+        assert!(later < 50, "{later} times of the recovery");
         let files = expected
             .iter()
             .filter(|s| matches!(s.node.kind, Kind::File { .. }))
