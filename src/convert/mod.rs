@@ -182,7 +182,15 @@ pub fn prepare(
         packages: &packages,
         own: &own,
     });
-    let findings = crate::plan::check(&plan, source.tree(), base_tree, &|path| rules.ignored(path));
+    // The checker makes its own image tree: it trusts nothing of what it checks.
+    let ignored = |path: &GuestPath| rules.ignored(path);
+    let (findings, (image, _)) = std::thread::scope(|scope| {
+        let check = scope.spawn(|| crate::plan::check(&plan, source.tree(), base_tree, &ignored));
+        let image = image_tree(source.tree(), &plan.left_out, &plan.rewritten);
+        let findings = check.join();
+        let failed = |_| vec!["the check failed".to_owned()];
+        (findings.unwrap_or_else(failed), image)
+    });
     if let Some(first) = findings.first() {
         let count = findings.len();
         return Err(Error::unsupported(format!(
@@ -191,7 +199,6 @@ pub fn prepare(
         .hint("this is a fault of vm2k: please report it with the output of `vm2k plan`")
         .into());
     }
-    let (image, _) = image_tree(source.tree(), &plan.left_out, &plan.rewritten);
     let document = Document {
         schema: document::SCHEMA.into(),
         machine: MachineRef {

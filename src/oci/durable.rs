@@ -46,6 +46,21 @@ impl Durable {
         })
     }
 
+    /// As [`Durable::create`], with the bytes of `from` by a hard link; `None` where that cannot be.
+    pub(crate) fn link(from: &Path, target: &Path) -> Option<Self> {
+        let scratch = Scratch::beside(target);
+        std::fs::hard_link(from, scratch.path()).ok()?;
+        let file = File::open(scratch.path()).ok()?;
+        let written = file.metadata().ok()?.len();
+        Some(Self {
+            file,
+            scratch,
+            target: target.to_owned(),
+            written,
+            early: None,
+        })
+    }
+
     /// The error for a failed write, naming what the user asked for.
     pub(crate) fn failed(&self, e: std::io::Error) -> Error {
         Error::from_io(format!("writing {}", self.target.display()), e)
@@ -118,20 +133,45 @@ impl Durable {
 
     /// Syncs the file, gives it its name and syncs the directory.
     pub(crate) fn finish(mut self) -> Result<u64> {
+        self.sync()?;
+        let dir = parent(&self.target);
+        let written = self.rename()?;
+        sync_dir(&dir)?;
+        Ok(written)
+    }
+
+    /// Syncs the file.
+    fn sync(&mut self) -> Result<()> {
         if let Some(early) = self.early.take() {
             early.finish().map_err(|e| self.failed(e))?;
         }
-        self.file.sync_all().map_err(|e| self.failed(e))?;
+        self.file.sync_all().map_err(|e| self.failed(e))
+    }
+
+    /// Gives the file its name, which is durable when its directory is synced.
+    fn rename(self) -> Result<u64> {
         std::fs::rename(self.scratch.path(), &self.target).map_err(|e| self.failed(e))?;
-        let Self {
-            scratch,
-            target,
-            written,
-            ..
-        } = self;
+        let Self { scratch, written, .. } = self;
         scratch.keep();
-        sync_dir(&parent(&target))?;
         Ok(written)
+    }
+
+    /// Syncs all files and gives them their names; their directories are not synced yet. The files are synced side by side,
+    /// because filesystems make one commit of what is asked for at the same time.
+    pub(crate) fn finish_all(files: Vec<Self>) -> Result<()> {
+        let synced: Vec<Result<Self>> = std::thread::scope(|scope| {
+            let sync = |mut file: Self| move || file.sync().map(|()| file);
+            let threads: Vec<_> = files.into_iter().map(|file| scope.spawn(sync(file))).collect();
+            let failed = || Err(Error::unsupported("a syncing thread failed"));
+            threads
+                .into_iter()
+                .map(|thread| thread.join().unwrap_or_else(|_| failed()))
+                .collect()
+        });
+        for file in synced.into_iter().collect::<Result<Vec<Self>>>()? {
+            file.rename()?;
+        }
+        Ok(())
     }
 }
 

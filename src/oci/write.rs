@@ -255,10 +255,12 @@ fn add(dir: &Path, shown: &Path, tag: Option<&str>, image: &NewImage, stage: &dy
         std::fs::create_dir_all(&blobs).map_err(failed)?;
     }
     let mut bytes = 0;
+    let mut files = Vec::new();
     for layer in image.blobs() {
         let path = blobs.join(layer.digest.hex());
         if !is_whole(&path, &layer.digest, layer.size) {
-            made.push(put_blob(layer, &path, shown)?);
+            made.extend((!path.exists()).then(|| Scratch::new(&path)));
+            files.push(put_blob(layer, &path, shown)?);
         }
         bytes += layer.size;
         stage.add(layer.size);
@@ -267,14 +269,17 @@ fn add(dir: &Path, shown: &Path, tag: Option<&str>, image: &NewImage, stage: &dy
         let digest = Digest::of(document);
         let path = blobs.join(digest.hex());
         if !is_whole(&path, &digest, document.len() as u64) {
-            made.push(put_document(document, &path)?);
+            made.extend((!path.exists()).then(|| Scratch::new(&path)));
+            files.push(put_document(document, &path)?);
         }
         bytes += document.len() as u64;
     }
     let layout_file = dir.join("oci-layout");
     if !layout_file.is_file() {
-        made.push(put_document(OCI_LAYOUT, &layout_file)?);
+        made.push(Scratch::new(&layout_file));
+        files.push(put_document(OCI_LAYOUT, &layout_file)?);
     }
+    Durable::finish_all(files)?;
     sync_dir(&blobs)?;
     sync_dir(&dir.join("blobs"))?;
     // An entry of the same name, or of no name if this has none, is replaced.
@@ -328,31 +333,23 @@ fn is_whole(path: &Path, digest: &Digest, size: u64) -> bool {
             .is_ok_and(|file| crate::store::Verified::new(file, *digest, size).finish().is_ok())
 }
 
-fn put_document(bytes: &[u8], path: &Path) -> Result<Scratch> {
+fn put_document(bytes: &[u8], path: &Path) -> Result<Durable> {
     let mut file = Durable::create(path)?;
     file.put(bytes)?;
-    file.finish()?;
-    Ok(Scratch::new(path))
+    Ok(file)
 }
 
-/// Puts a layer's blob at `path`: a hard link to the store's where that is possible, else a copy.
-fn put_blob(layer: &Layer, path: &Path, shown: &Path) -> Result<Scratch> {
+/// A layer's blob for `path`: a hard link to the store's where that is possible, else a copy.
+fn put_blob(layer: &Layer, path: &Path, shown: &Path) -> Result<Durable> {
     if let Some(store) = layer.store()
         && store.verify(&layer.digest, layer.size)
+        && let Some(link) = Durable::link(&store.blob_path(&layer.digest), path)
     {
-        let link = Scratch::beside(path);
-        let linked = std::fs::hard_link(store.blob_path(&layer.digest), link.path())
-            .and_then(|()| File::open(link.path())?.sync_all())
-            .and_then(|()| std::fs::rename(link.path(), path));
-        if linked.is_ok() {
-            link.keep();
-            return Ok(Scratch::new(path));
-        }
+        return Ok(link);
     }
     let mut file = Durable::create(path)?;
     copy_blob(layer, &mut file, shown)?;
-    file.finish()?;
-    Ok(Scratch::new(path))
+    Ok(file)
 }
 
 /// Appends a layer's blob to `to`, checked on the way.
