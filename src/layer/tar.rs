@@ -27,11 +27,12 @@ pub enum As<'a> {
     LinkTo(&'a GuestPath),
 }
 
-/// True for an extended attribute that belongs to a machine's kernel and policy and not to its files; such attributes
-/// are neither written nor compared.
+/// True for an extended attribute that belongs to a machine's kernel and policy, or to the filesystem that a file lies on, and not
+/// to the file; such attributes are neither written nor compared. XFS shows each ACL a second time, in its own form.
 pub fn is_local_xattr(name: &[u8]) -> bool {
     matches!(name, b"security.selinux" | b"security.ima" | b"security.evm")
         || name.starts_with(b"trusted.overlay.")
+        || matches!(name, b"trusted.SGI_ACL_FILE" | b"trusted.SGI_ACL_DEFAULT")
 }
 
 /// Why a layer cannot carry an extended attribute; `None` if it can.

