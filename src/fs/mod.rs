@@ -3,6 +3,7 @@
 mod btrfs;
 mod ext4;
 pub mod identity;
+mod runs;
 mod vfat;
 mod xfs;
 

@@ -26,6 +26,18 @@ impl Run {
     }
 }
 
+impl crate::fs::runs::Run for Run {
+    fn first(&self) -> u64 {
+        u64::from(self.logical)
+    }
+    fn end(&self) -> u64 {
+        self.end()
+    }
+    fn at(&self, block_size: u64) -> u64 {
+        self.physical.saturating_mul(block_size)
+    }
+}
+
 /// `eh_magic`.
 const MAGIC: u16 = 0xf30a;
 /// Levels of index blocks: five suffice for 2^32 blocks.

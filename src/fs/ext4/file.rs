@@ -4,6 +4,7 @@ use super::Volume;
 use super::extents::Run;
 use super::inode::{Inode, flags};
 use crate::error::{Error, Result};
+use crate::fs::runs::Runs;
 use crate::read_at::{Extent, ReadAt, check_range};
 use std::sync::Arc;
 
@@ -66,40 +67,14 @@ impl Volume {
 
     /// Fills `buf` from byte `offset` of the file that `runs` make up: one read of the volume for each run.
     pub(super) fn read_runs(&self, runs: &[Run], offset: u64, buf: &mut [u8]) -> Result<()> {
-        let block_size = u64::from(self.sb.block_size);
-        let mut index = runs.partition_point(|run| run.end().saturating_mul(block_size) <= offset);
-        let mut at = offset;
-        let mut rest = buf;
-        while !rest.is_empty() {
-            let Some(run) = runs.get(index) else {
-                rest.fill(0);
-                break;
-            };
-            let start = u64::from(run.logical).saturating_mul(block_size);
-            let (hole, limit) = if at < start {
-                (true, start)
-            } else {
-                (false, run.end().saturating_mul(block_size))
-            };
-            let n = usize::try_from(limit.saturating_sub(at)).unwrap_or(usize::MAX);
-            let n = n.min(rest.len());
-            let Some((part, after)) = rest.split_at_mut_checked(n) else {
-                break;
-            };
-            if hole {
-                part.fill(0);
-            } else {
-                let from = run
-                    .physical
-                    .saturating_mul(block_size)
-                    .saturating_add(at.saturating_sub(start));
-                self.disk.read_at(from, part)?;
-                index += 1;
-            }
-            at = at.saturating_add(n as u64);
-            rest = after;
+        self.laid_out(runs).read(&*self.disk, offset, buf)
+    }
+
+    fn laid_out<'a>(&self, runs: &'a [Run]) -> Runs<'a, Run> {
+        Runs {
+            runs,
+            block_size: u64::from(self.sb.block_size),
         }
-        Ok(())
     }
 }
 
@@ -114,37 +89,7 @@ impl ReadAt for File {
     }
 
     fn extent_at(&self, offset: u64) -> Result<Extent> {
-        let rest = self.size.saturating_sub(offset);
-        if rest == 0 {
-            return Ok(Extent { hole: true, len: 0 });
-        }
-        let block_size = u64::from(self.volume.sb.block_size);
-        let bytes = |blocks: u64| blocks.saturating_mul(block_size);
-        let mut index = self.runs.partition_point(|run| bytes(run.end()) <= offset);
-        let Some(run) = self.runs.get(index) else {
-            return Ok(Extent {
-                hole: true,
-                len: rest,
-            });
-        };
-        let start = bytes(u64::from(run.logical));
-        if offset < start {
-            return Ok(Extent {
-                hole: true,
-                len: rest.min(start - offset),
-            });
-        }
-        let mut end = run.end();
-        while let Some(next) = self.runs.get(index + 1)
-            && u64::from(next.logical) == end
-        {
-            end = next.end();
-            index += 1;
-        }
-        Ok(Extent {
-            hole: false,
-            len: rest.min(bytes(end).saturating_sub(offset)),
-        })
+        Ok(self.volume.laid_out(&self.runs).extent_at(self.size, offset))
     }
 }
 

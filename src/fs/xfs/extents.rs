@@ -26,6 +26,18 @@ impl Run {
     }
 }
 
+impl crate::fs::runs::Run for Run {
+    fn first(&self) -> u64 {
+        self.logical
+    }
+    fn end(&self) -> u64 {
+        self.end()
+    }
+    fn at(&self, _: u64) -> u64 {
+        self.at
+    }
+}
+
 /// A change of a file's data fork that the log promises: `struct xfs_map_extent` of a bmap update intent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Edit {
