@@ -249,6 +249,10 @@ impl Work {
     /// Adds a volume, and if it has a partition table of its own its partitions.
     fn add(&mut self, mut block: Block, partitioned: bool) {
         if self.blocks.len() >= MAX_BLOCKS {
+            let note = format!("more than {MAX_BLOCKS} volumes: the rest is not read");
+            if self.notes.last() != Some(&note) {
+                self.notes.push(note);
+            }
             return;
         }
         let readable = block.failed.is_none();
