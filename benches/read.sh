@@ -28,6 +28,7 @@ make() { # NAME MKFS MOUNT-OPTIONS
     $2 "$work/$1.img" > /dev/null
     mount -o "loop,$3" "$work/$1.img" "$work/mnt"
     rsync -aHAXS --exclude=/srv/hard/devices --exclude=/srv/hard/sparse "$work/source/" "$work/mnt/"
+    : > "$work/mnt/etc/fstab" # its other filesystems are on no disk here
     umount "$work/mnt"
 }
 make ext4 "mkfs.ext4 -q" barrier=0
