@@ -523,8 +523,7 @@ pub fn build(
     let mut built = Vec::with_capacity(packed.len());
     for (plan, (layer, hashes)) in prepared.plan.layers.iter().zip(packed) {
         known.extend(hashes);
-        let made = (!layer.reused)
-            .then(|| layer::recipe(&prepared.image, &prepared.plan.rewritten, plan, settings, &known));
+        let made = (!layer.reused).then(|| recipe(plan, &known));
         if let Some(recipe) = made.flatten() {
             store.cache_put(RECIPES, &recipe, &serde_json::to_vec(&layer)?)?;
         }
