@@ -220,7 +220,7 @@ mod tests {
             .file("/usr/bin/ls", "ls")
             .build();
         let packages = [Package {
-            files: vec![GuestPath::new(b"/var/www/html/index.html").unwrap()],
+            files: vec![GuestPath::new(b"/var/www/html/index.html").unwrap().into()],
             ..Package::default()
         }];
         let found = find(source.tree(), &owners(source.tree(), &packages));

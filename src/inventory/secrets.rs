@@ -334,7 +334,7 @@ impl Rules {
             let from_package = owners.of(path).iter().any(|owner| {
                 packages
                     .get(*owner)
-                    .is_some_and(|p| p.md5sums.iter().any(|(listed, _)| listed.name() == path.name()))
+                    .is_some_and(|p| p.digests().any(|(listed, _)| listed.name() == path.name()))
             });
             if !from_package {
                 found.push(Secret {

@@ -2,7 +2,9 @@
 
 use super::deb822::{Stanza, stanzas};
 use super::dpkg_state::{self, AutoMarks, Diversion};
-use super::{Conffile, Listing, Md5Sum, Package, Relations, SourcePackage};
+use super::{
+    Conffile, FileDigest, FileFacts, Listing, Md5Sum, Package, PackageFile, Relations, SourcePackage,
+};
 use crate::arch::Arch;
 use crate::bytes::unhex;
 use crate::error::{Error, Escaped, Result};
@@ -100,7 +102,7 @@ pub fn read(source: &dyn Source) -> Result<Listing> {
     let diversions = dpkg_state::diversions(source, &mut listing.problems)?;
     let diversions: HashMap<&GuestPath, &Diversion> = diversions.iter().map(|d| (&d.from, d)).collect();
     for package in &mut listing.packages {
-        let files = package.files.iter().filter_map(|f| diversions.get(f));
+        let files = package.files.iter().filter_map(|f| diversions.get(&f.path));
         package.diverted = files
             .filter(|d| d.package.as_deref() != Some(package.name.as_str()))
             .map(|d| (d.from.clone(), d.to.clone()))
@@ -210,7 +212,11 @@ pub fn package(stanza: &Stanza<'_>, distroless: bool) -> Result<Package> {
             .first_line(field)
             .is_some_and(|v| v.eq_ignore_ascii_case("yes"))
     };
-    let text = |field| stanza.text(field).unwrap_or_default();
+    let list = |field| {
+        let text = stanza.text(field).unwrap_or_default();
+        let words = text.split(',').map(str::trim).filter(|word| !word.is_empty());
+        words.map(str::to_owned).collect()
+    };
     Ok(Package {
         epoch,
         version: upstream.to_owned(),
@@ -223,16 +229,17 @@ pub fn package(stanza: &Stanza<'_>, distroless: bool) -> Result<Package> {
         files: Vec::new(),
         diverted: Vec::new(),
         conffiles: conffiles(stanza),
-        md5sums: Vec::new(),
         relations: Relations {
-            depends: text("Depends"),
-            pre_depends: text("Pre-Depends"),
-            recommends: text("Recommends"),
-            suggests: text("Suggests"),
-            provides: text("Provides"),
-            conflicts: text("Conflicts"),
-            breaks: text("Breaks"),
-            replaces: text("Replaces"),
+            depends: list("Depends"),
+            pre_depends: list("Pre-Depends"),
+            recommends: list("Recommends"),
+            suggests: list("Suggests"),
+            provides: list("Provides"),
+            conflicts: list("Conflicts"),
+            breaks: list("Breaks"),
+            replaces: list("Replaces"),
+            enhances: list("Enhances"),
+            ..Relations::default()
         },
         status,
         maintainer: stanza.text("Maintainer"),
@@ -243,6 +250,7 @@ pub fn package(stanza: &Stanza<'_>, distroless: bool) -> Result<Package> {
         summary: stanza.first_line("Description"),
         homepage: stanza.first_line("Homepage"),
         name,
+        ..Package::default()
     })
 }
 
@@ -368,7 +376,11 @@ fn conffiles(stanza: &Stanza<'_>) -> Vec<Conffile> {
             }
         };
         if let Ok(path) = GuestPath::new(rest) {
-            found.push(Conffile { path, md5, obsolete });
+            found.push(Conffile {
+                path,
+                digest: md5.map(FileDigest::Md5),
+                obsolete,
+            });
         }
     }
     found
@@ -443,7 +455,7 @@ impl Info {
                 let mut bad = 0;
                 for line in list.split(|b| *b == b'\n').filter(|l| !l.is_empty()) {
                     match GuestPath::lenient(line) {
-                        Ok(path) if line.starts_with(b"/") => package.files.push(path),
+                        Ok(path) if line.starts_with(b"/") => package.files.push(path.into()),
                         _ => bad += 1,
                     }
                 }
@@ -480,20 +492,33 @@ impl Info {
         let path = dir.join(format!("{}.md5sums", package.name).as_bytes())?;
         if let Some(sums) = read_path(source, &path, LIST_LIMIT)? {
             self.digests(&sums, package, problems);
-            package.files = package.md5sums.iter().map(|(p, _)| p.clone()).collect();
         }
         Ok(())
     }
 
-    /// Lines of md5sum(1): digest, two blanks, path without its first slash.
+    /// Lines of md5sum(1): digest, two blanks, path without its first slash. A file that is not in the list yet is added.
     fn digests(&self, sums: &[u8], package: &mut Package, problems: &mut Vec<Problem>) {
         let mut bad = 0;
+        let listed = package.files.iter().enumerate();
+        let at: HashMap<GuestPath, usize> = listed.map(|(at, file)| (file.path.clone(), at)).collect();
         for line in sums.split(|b| *b == b'\n').filter(|l| !l.is_empty()) {
             let sum = line.get(..32).and_then(md5);
             let path = line.get(32..).map(<[u8]>::trim_ascii_start);
-            match (sum, path.map(GuestPath::lenient)) {
-                (Some(sum), Some(Ok(path))) if !path.is_root() => package.md5sums.push((path, sum)),
-                _ => bad += 1,
+            let (Some(sum), Some(Ok(path))) = (sum, path.map(GuestPath::lenient)) else {
+                bad += 1;
+                continue;
+            };
+            if path.is_root() {
+                bad += 1;
+                continue;
+            }
+            let facts = Some(Box::new(FileFacts {
+                digest: Some(FileDigest::Md5(sum)),
+                ..FileFacts::default()
+            }));
+            match at.get(&path).and_then(|at| package.files.get_mut(*at)) {
+                Some(file) => file.facts = facts,
+                None => package.files.push(PackageFile { path, facts }),
             }
         }
         if bad > 0 {
@@ -565,13 +590,13 @@ mod tests {
         );
         assert_eq!(a.full_version(), "1:2.3-4");
         assert_eq!(a.size, Some(7 * 1024));
-        assert_eq!(a.relations.depends, "b (>= 1), c | d");
+        assert_eq!(a.relations.depends, ["b (>= 1)", "c | d"]);
         assert_eq!(a.source.as_ref().unwrap().version.as_deref(), Some("2.3-4"));
         assert_eq!(b.source.as_ref().unwrap().name, "b");
         let conffiles: Vec<_> = a
             .conffiles
             .iter()
-            .map(|c| (c.path.to_string(), c.md5.is_some(), c.obsolete))
+            .map(|c| (c.path.to_string(), c.digest.is_some(), c.obsolete))
             .collect();
         assert_eq!(
             conffiles,
@@ -649,7 +674,10 @@ mod tests {
             .build();
         let listing = read(&source).unwrap();
         assert_eq!(listing.packages.len(), 1);
-        assert_eq!(listing.packages[0].files[0].to_string(), "/etc/debian_version");
+        assert_eq!(
+            listing.packages[0].files[0].path.to_string(),
+            "/etc/debian_version"
+        );
         assert_eq!(listing.problems, []);
     }
 

@@ -9,8 +9,12 @@ pub mod deb822;
 pub mod dpkg;
 pub mod dpkg_state;
 mod owners;
+mod package;
 
 pub use owners::{Owners, owners};
+pub use package::{
+    Conffile, FileDigest, FileFacts, FileFlags, Md5Sum, Package, PackageFile, Relations, SourcePackage,
+};
 
 use crate::error::{Error, Result};
 use crate::path::GuestPath;
@@ -19,115 +23,6 @@ use crate::source::Source;
 use crate::tree::Problem;
 use md5::{Digest, Md5};
 use std::io::Read;
-
-/// An installed package.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Package {
-    /// Its name.
-    pub name: String,
-    /// The number before the `:` of the version; `None` where none is written, which orders as 0.
-    pub epoch: Option<u32>,
-    /// The upstream version.
-    pub version: String,
-    /// What follows the last `-` of the version; `None` for a package without one.
-    pub release: Option<String>,
-    /// The architecture in the database's own words: `amd64`, `all`.
-    pub arch: Option<String>,
-    /// The source package it was built from.
-    pub source: Option<SourcePackage>,
-    /// Installed size in bytes, as the database states it.
-    pub size: Option<u64>,
-    /// True if somebody asked for it, false if it came as a dependency. `None`: the machine does not know.
-    pub manual: Option<bool>,
-    /// Name of the database, as in [`DATABASES`].
-    pub database: &'static str,
-
-    /// Its files and directories as the database lists them, before diversions and symlinks of directories.
-    pub files: Vec<GuestPath>,
-    /// Files of it that lie elsewhere: as listed, and where they are.
-    pub diverted: Vec<(GuestPath, GuestPath)>,
-    /// Its configuration files.
-    pub conffiles: Vec<Conffile>,
-    /// MD5 of its other files, as far as the database has them.
-    pub md5sums: Vec<(GuestPath, Md5Sum)>,
-    /// What it needs and what it offers, in the database's own grammar.
-    pub relations: Relations,
-    /// The state in the database's own words, as in `install ok installed`.
-    pub status: String,
-    /// Who maintains it.
-    pub maintainer: Option<String>,
-    /// Section or group.
-    pub section: Option<String>,
-    /// Priority.
-    pub priority: Option<String>,
-    /// True if the system cannot do without it (`Essential`, `Protected`).
-    pub essential: bool,
-    /// Whose archive it comes from, if the package says.
-    pub origin: Option<String>,
-    /// What it is, in one line.
-    pub summary: Option<String>,
-    /// Its home page.
-    pub homepage: Option<String>,
-}
-
-/// An MD5 digest.
-pub type Md5Sum = [u8; 16];
-
-/// The source of a package.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct SourcePackage {
-    /// Name of the source package, or file name of the source package where the database keeps that (rpm).
-    pub name: String,
-    /// Its full version, if the database has it.
-    pub version: Option<String>,
-}
-
-/// A configuration file that the package manager keeps through upgrades.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Conffile {
-    /// Where it is.
-    pub path: GuestPath,
-    /// Digest of the file as the package brought it; `None` where the database has none.
-    pub md5: Option<Md5Sum>,
-    /// True if the installed version of the package has it no more.
-    pub obsolete: bool,
-}
-
-/// Relations between packages as they stand in the database: empty where there are none.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Relations {
-    /// Needed to work.
-    pub depends: String,
-    /// Needed before it can be unpacked.
-    pub pre_depends: String,
-    /// Wanted, but not needed.
-    pub recommends: String,
-    /// Useful together.
-    pub suggests: String,
-    /// Names it stands for.
-    pub provides: String,
-    /// Cannot be installed together.
-    pub conflicts: String,
-    /// Cannot be configured together.
-    pub breaks: String,
-    /// Files of these may be overwritten.
-    pub replaces: String,
-}
-
-impl Package {
-    /// The version as the database writes it: `1:2.3-4`.
-    pub fn full_version(&self) -> String {
-        let mut text = String::new();
-        if let Some(epoch) = self.epoch {
-            text.push_str(&format!("{epoch}:"));
-        }
-        text.push_str(&self.version);
-        if let Some(release) = &self.release {
-            text.push_str(&format!("-{release}"));
-        }
-        text
-    }
-}
 
 /// What a database holds.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -278,12 +173,12 @@ pub fn read(source: &dyn Source, preferred: Option<&str>) -> Result<Option<(&'st
 pub fn changed_conffiles(source: &dyn Source, packages: &[Package]) -> Result<Vec<GuestPath>> {
     let mut changed = Vec::new();
     for conffile in packages.iter().flat_map(|p| &p.conffiles) {
-        let Some(md5) = conffile.md5.filter(|_| !conffile.obsolete) else {
+        let Some(FileDigest::Md5(md5)) = conffile.digest.as_ref().filter(|_| !conffile.obsolete) else {
             continue;
         };
         let node = source.tree().resolve(&conffile.path, true).ok();
         let same = match node.and_then(|p| source.tree().get(&p)) {
-            Some(node) if node.is_file() => md5_of(source, node.id)? == md5,
+            Some(node) if node.is_file() => md5_of(source, node.id)? == *md5,
             _ => false,
         };
         if !same {

@@ -74,7 +74,7 @@ pub fn owners(tree: &Tree, packages: &[Package]) -> Owners {
     for (index, package) in packages.iter().enumerate() {
         let diverted: HashMap<&GuestPath, &GuestPath> =
             package.diverted.iter().map(|(from, to)| (from, to)).collect();
-        for listed in &package.files {
+        for listed in package.files.iter().map(|file| &file.path) {
             let path = diverted.get(listed).copied().unwrap_or(listed);
             let Some(found) = place(tree, &mut parents, path) else {
                 owners.missing.push((index, listed.clone()));
@@ -132,7 +132,7 @@ mod tests {
             .file("/usr/bin/sh.distrib", "")
             .file("/usr/local/own", "")
             .build();
-        let files = |list: &[&str]| list.iter().map(|f| p(f)).collect();
+        let files = |list: &[&str]| list.iter().map(|f| p(f).into()).collect();
         let packages = [
             Package {
                 files: files(&["/", "/bin", "/bin/ls", "/bin/sh", "/bin/gone"]),
