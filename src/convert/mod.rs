@@ -17,7 +17,7 @@ use crate::path::GuestPath;
 use crate::pkgdb;
 use crate::plan::document::{self, BaseRef, Document, MachineRef};
 use crate::plan::rules::{Profile, Rules, SECRET};
-use crate::plan::{Facts, LayerPlan, PackageFact, Plan, image_tree, make, redact};
+use crate::plan::{Facts, LayerPlan, PackageFact, Plan, Rewritten, image_tree, make, redact};
 use crate::progress::Progress;
 use crate::source::Source;
 use crate::source::image::{Contents, ImageOptions, ImageSource};
@@ -115,16 +115,17 @@ pub fn prepare(
     check_allowed(options, distros)?;
     let first = inventory::identify(source, distros)?;
     let os = first.os.clone();
-    // The base is read while the rest of the inventory is taken.
-    let (inventory, base) = std::thread::scope(|scope| {
+    // The base is read while everything is found out that does not depend on it.
+    let (own, base) = std::thread::scope(|scope| {
         let base = scope.spawn(|| find_base(&os, options, store, distros, progress));
-        let inventory = inventory::complete(source, distros, first);
+        let own = Own::find(source, options, distros, first);
         let base = base
             .join()
             .unwrap_or_else(|_| Err(Error::unsupported("the thread that reads the base failed").into()));
-        (inventory, base)
+        (own, base)
     });
-    let (inventory, base) = (inventory?, base?);
+    let (own, base) = (own?, base?);
+    let (inventory, rules) = (own.inventory, own.rules);
     let nothing = Tree::new(Vec::new());
     let base_tree = base.as_ref().map_or(&nothing, |b| b.source.tree());
     let mut known = remembered(machine, store);
@@ -148,30 +149,23 @@ pub fn prepare(
         }
         None => crate::diff::Diff::default(),
     };
-    let rules = Rules::new(options.profile, &options.keep, &options.drop)?;
-    let tree = document::tree_id(source.tree());
     let left_out = match &options.plan {
         Some(edited) => {
-            check_fits(edited, &tree, base.as_ref())?;
-            edited.left_out(&rules.unsayable(source.tree()))?
+            check_fits(edited, &own.tree, base.as_ref())?;
+            edited.left_out(&own.left_out)?
         }
-        None => with_secrets(rules.left_out(source.tree()), &inventory, options),
-    };
-    let rewritten = match options.allows(redact::RULE) {
-        true => BTreeMap::new(),
-        false => redact::password_files(source)?,
+        None => own.left_out,
     };
     let listed = inventory.packages.as_deref().unwrap_or_default();
     let packages = package_facts(listed, base.as_ref(), options.plan.as_ref(), store)?;
     let owners = &inventory.owners;
-    let own: HashSet<GuestPath> = pkgdb::changed_conffiles(source, listed)?.into_iter().collect();
     let plan = make(Facts {
         machine: source.tree(),
         base: base_tree,
         diff: &diff,
         left_out,
         ignored: &|path| rules.ignored(path),
-        rewritten,
+        rewritten: own.rewritten,
         owner: &|path| {
             owners
                 .of(path)
@@ -180,16 +174,18 @@ pub fn prepare(
                 .max_by_key(|i| packages.get(*i).map(|p| !p.in_layer))
         },
         packages: &packages,
-        own: &own,
+        own: &own.changed,
     });
-    // The checker makes its own image tree: it trusts nothing of what it checks.
+    // The checker makes its own image tree: it trusts nothing of what it checks. Meanwhile the document is written.
     let ignored = |path: &GuestPath| rules.ignored(path);
-    let (findings, (image, _)) = std::thread::scope(|scope| {
+    let (findings, (image, left_out, layers)) = std::thread::scope(|scope| {
         let check = scope.spawn(|| crate::plan::check(&plan, source.tree(), base_tree, &ignored));
-        let image = image_tree(source.tree(), &plan.left_out, &plan.rewritten);
+        let (image, _) = image_tree(source.tree(), &plan.left_out, &plan.rewritten);
+        let left_out = document::left_out(&plan.left_out, source.tree(), &rules);
+        let layers = document::layers(&plan, &image);
         let findings = check.join();
         let failed = |_| vec!["the check failed".to_owned()];
-        (findings.unwrap_or_else(failed), image)
+        (findings.unwrap_or_else(failed), (image, left_out, layers))
     });
     if let Some(first) = findings.first() {
         let count = findings.len();
@@ -203,7 +199,7 @@ pub fn prepare(
         schema: document::SCHEMA.into(),
         machine: MachineRef {
             name: source.name(),
-            tree,
+            tree: own.tree,
         },
         base: base.as_ref().map(|b| b.reference.clone()),
         profile: options.plan.as_ref().map_or(options.profile, |p| p.profile),
@@ -211,7 +207,7 @@ pub fn prepare(
             Some(edited) => edited.config.clone(),
             None => image::config(&inventory, base.as_ref(), options)?,
         },
-        left_out: document::left_out(&plan.left_out, source.tree(), &rules),
+        left_out,
         rewritten: document::rewritten(&plan.rewritten),
         unsaid: plan
             .unsaid
@@ -219,7 +215,7 @@ pub fn prepare(
             .map(|(path, why)| format!("{path}: {why}"))
             .collect(),
         unchanged: plan.unchanged as u64,
-        layers: document::layers(&plan, &image),
+        layers,
     };
     Ok(Prepared {
         inventory,
@@ -229,6 +225,49 @@ pub fn prepare(
         image,
         known,
     })
+}
+
+/// What a plan needs to know of the machine alone, whatever its base is.
+struct Own {
+    inventory: Inventory,
+    rules: Rules,
+    /// Names the machine's tree (`document::tree_id`).
+    tree: String,
+    /// What stays out by the rules; with an edited plan only what no layer can say.
+    left_out: Vec<(GuestPath, String)>,
+    rewritten: BTreeMap<GuestPath, Rewritten>,
+    /// Changed configuration files.
+    changed: HashSet<GuestPath>,
+}
+
+impl Own {
+    fn find(
+        source: &dyn Source,
+        options: &Options,
+        distros: &Distros,
+        first: Inventory,
+    ) -> anyhow::Result<Self> {
+        let inventory = inventory::complete(source, distros, first)?;
+        let rules = Rules::new(options.profile, &options.keep, &options.drop)?;
+        let left_out = match &options.plan {
+            Some(_) => rules.unsayable(source.tree()),
+            None => with_secrets(rules.left_out(source.tree()), &inventory, options),
+        };
+        let rewritten = match options.allows(redact::RULE) {
+            true => BTreeMap::new(),
+            false => redact::password_files(source)?,
+        };
+        let listed = inventory.packages.as_deref().unwrap_or_default();
+        let changed = pkgdb::changed_conffiles(source, listed)?.into_iter().collect();
+        Ok(Self {
+            tree: document::tree_id(source.tree()),
+            inventory,
+            rules,
+            left_out,
+            rewritten,
+            changed,
+        })
+    }
 }
 
 /// A rule that does not exist would allow nothing: a slip of the pen must not look like a permission.
