@@ -2,7 +2,9 @@
 
 use super::{Common, target, text, ui::Ui};
 use crate::error::{Escaped, code};
+use crate::inventory::changed::Changed;
 use crate::inventory::{self, BaseMatch, Inventory, scan_document};
+use crate::source::Source;
 use clap::Args;
 use std::io::Write;
 use std::path::PathBuf;
@@ -14,6 +16,10 @@ pub(super) struct Arguments {
     /// One JSON document
     #[arg(long)]
     json: bool,
+    /// Read every file of a package, and list those that differ from what the package brought: configuration that was changed,
+    /// programs that were replaced
+    #[arg(long)]
+    changed: bool,
     /// Write the JSON document to a file
     #[arg(long, short, value_name = "FILE")]
     output: Option<PathBuf>,
@@ -22,11 +28,15 @@ pub(super) struct Arguments {
 pub(super) fn run(common: &Common, arguments: &Arguments, ui: &Ui) -> anyhow::Result<u8> {
     let distros = target::distros(common)?;
     let opened = target::open_machine(common, &arguments.target, ui)?;
-    let inventory = inventory::take(&*opened.source, &distros)?;
+    let mut inventory = inventory::take(&*opened.source, &distros)?;
+    let changed = arguments
+        .changed
+        .then(|| changed(common, &*opened.source, &mut inventory, ui));
     let base = distros.base_for(&inventory.os);
     let mut out = std::io::stdout().lock();
     if arguments.json || arguments.output.is_some() {
-        let mut json = serde_json::to_vec_pretty(&scan_document(&inventory, Some(&base)))?;
+        let mut json =
+            serde_json::to_vec_pretty(&scan_document(&inventory, Some(&base), changed.as_deref()))?;
         json.push(b'\n');
         match &arguments.output {
             Some(path) => std::fs::write(path, &json)
@@ -35,7 +45,8 @@ pub(super) fn run(common: &Common, arguments: &Arguments, ui: &Ui) -> anyhow::Re
         }
     }
     if !arguments.json {
-        out.write_all(table(&inventory, &base, &arguments.target).as_bytes())?;
+        let table = table(&inventory, changed.as_deref(), &base, &arguments.target);
+        out.write_all(table.as_bytes())?;
     }
     for note in &inventory.notes {
         ui.note(note);
@@ -52,7 +63,15 @@ pub(super) fn run(common: &Common, arguments: &Arguments, ui: &Ui) -> anyhow::Re
 /// The most rows of one kind that the table shows.
 const ROWS: usize = 12;
 
-fn table(inventory: &Inventory, base: &BaseMatch, target: &str) -> String {
+/// The files that are not what their packages brought; without packages there is nothing to compare with.
+fn changed(common: &Common, source: &dyn Source, inventory: &mut Inventory, ui: &Ui) -> Vec<Changed> {
+    let packages = inventory.packages.as_deref().unwrap_or_default();
+    let (changed, problems) = inventory::changed::find(source, packages, common.jobs(), ui);
+    inventory.problems.extend(problems);
+    changed
+}
+
+fn table(inventory: &Inventory, changed: Option<&[Changed]>, base: &BaseMatch, target: &str) -> String {
     let mut lines: Vec<String> = Vec::new();
     let esc = |s: &str| Escaped(s.as_bytes()).to_string();
     let os = &inventory.os;
@@ -169,6 +188,28 @@ fn table(inventory: &Inventory, base: &BaseMatch, target: &str) -> String {
             ]);
         }
         section(&mut lines, table.trim_fmt());
+    }
+    if let Some(changed) = changed {
+        let config = changed.iter().filter(|c| c.config).count();
+        section(
+            &mut lines,
+            format!(
+                "changed since their packages were installed: {} configuration files, {} others",
+                text::count(config),
+                text::count(changed.len() - config)
+            ),
+        );
+        let mut table = text::table(&["changed", "package", "differs"], &[]);
+        // What nobody should have changed comes first.
+        let (config, others): (Vec<_>, Vec<_>) = changed.iter().partition(|c| c.config);
+        for row in others.into_iter().chain(config).take(ROWS) {
+            let fields: Vec<&str> = row.fields.iter().map(|f| f.name()).collect();
+            table.add_row([row.path.to_string(), esc(&row.package), fields.join(", ")]);
+        }
+        if !changed.is_empty() {
+            lines.push(table.trim_fmt());
+            more(&mut lines, changed.len());
+        }
     }
     for problem in &inventory.problems {
         lines.push(format!("not read: {}: {}", problem.path, esc(&problem.what)));

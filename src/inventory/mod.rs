@@ -1,6 +1,7 @@
 //! What a machine is: system, packages, services, users, data, secrets. Taken once from a source, then only read.
 
 mod base;
+pub mod changed;
 pub mod command;
 pub mod data;
 pub mod fitness;

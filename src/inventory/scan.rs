@@ -2,6 +2,7 @@
 
 use super::Inventory;
 use super::base::BaseMatch;
+use super::changed::{Changed, Field};
 use super::command::redacted;
 use super::data::Kind;
 use super::fitness::Finding;
@@ -27,6 +28,8 @@ pub struct ScanDocument<'a> {
     packages: Option<Vec<PackageRow<'a>>>,
     /// Names of the packages that nothing else needs.
     roots: Option<Vec<&'a str>>,
+    /// Files that are not what their packages brought; null where they were not looked at.
+    changed: Option<Vec<ChangedRow<'a>>>,
     services: Vec<ServiceRow<'a>>,
     ports: Option<&'a [Port]>,
     users: &'a [super::users::User],
@@ -106,6 +109,15 @@ struct SecretRow<'a> {
 }
 
 #[derive(Debug, Serialize)]
+struct ChangedRow<'a> {
+    #[serde(flatten)]
+    path: PathRow,
+    package: &'a str,
+    config: bool,
+    differs: &'a [Field],
+}
+
+#[derive(Debug, Serialize)]
 struct ProblemRow<'a> {
     #[serde(flatten)]
     path: PathRow,
@@ -134,8 +146,23 @@ impl PathRow {
     }
 }
 
-/// Makes the document. Without `base` its row says that none was looked for.
-pub fn scan_document<'a>(inventory: &'a Inventory, base: Option<&'a BaseMatch>) -> ScanDocument<'a> {
+impl<'a> ChangedRow<'a> {
+    fn new(changed: &'a Changed) -> Self {
+        Self {
+            path: PathRow::new(&changed.path),
+            package: &changed.package,
+            config: changed.config,
+            differs: &changed.fields,
+        }
+    }
+}
+
+/// Makes the document. Without `base` its row says that none was looked for; so does `changed`.
+pub fn scan_document<'a>(
+    inventory: &'a Inventory,
+    base: Option<&'a BaseMatch>,
+    changed: Option<&'a [Changed]>,
+) -> ScanDocument<'a> {
     let os = &inventory.os;
     let packages = inventory.packages.as_ref().map(|packages| {
         let rows = packages.iter().map(|p| PackageRow {
@@ -194,6 +221,7 @@ pub fn scan_document<'a>(inventory: &'a Inventory, base: Option<&'a BaseMatch>) 
         filesystems: &inventory.filesystems,
         packages,
         roots: None,
+        changed: changed.map(|changed| changed.iter().map(ChangedRow::new).collect()),
         services: services.collect(),
         ports: inventory.ports.as_deref(),
         users: &inventory.users,
@@ -247,7 +275,7 @@ mod tests {
             }],
             ..Inventory::default()
         };
-        let json = serde_json::to_value(scan_document(&inventory, None)).unwrap();
+        let json = serde_json::to_value(scan_document(&inventory, None, None)).unwrap();
         for key in [
             "schema",
             "os",

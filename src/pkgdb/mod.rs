@@ -14,7 +14,7 @@ mod package;
 pub mod relation;
 pub mod rpm;
 
-pub use owners::{Owners, owners};
+pub use owners::{Owners, for_each_place, owners};
 pub use package::{
     Conffile, FileDigest, FileFacts, FileFlags, FileState, Md5Sum, Package, PackageFile, Relations,
     SourcePackage,

@@ -1,6 +1,6 @@
 //! Which package each path of a tree belongs to.
 
-use super::Package;
+use super::{Package, PackageFile};
 use crate::path::GuestPath;
 use crate::tree::{Kind, Tree};
 use std::collections::HashMap;
@@ -63,36 +63,46 @@ impl Owners {
     }
 }
 
-/// Finds the owners of every path of `tree`. Listed paths are first diverted, then led through the tree's symlinked
-/// directories: with merged `/usr`, `/bin/ls` of a list owns `/usr/bin/ls` of the tree. A symlink to a directory that a
-/// package lists as its directory is owned itself, and so is what it leads to. Files that the database says were left out,
-/// or are another package's, are passed over.
+/// Finds the owners of every path of `tree`, as [`for_each_place`] leads to them. A symlink to a directory that a
+/// package lists as its directory is owned itself, and so is what it leads to.
 ///
 /// Linear in the number of listed paths; each parent directory is resolved once.
 pub fn owners(tree: &Tree, packages: &[Package]) -> Owners {
     let mut owners = Owners::default();
+    for_each_place(tree, packages, |index, file, found| {
+        let Some(found) = found else {
+            owners.missing.push((index, file.path.clone()));
+            return;
+        };
+        if let Some(node) = tree.get(&found)
+            && matches!(node.kind, Kind::Symlink { .. })
+            && let Ok(target) = tree.resolve(&found, true)
+            && tree.get(&target).is_some_and(crate::tree::Node::is_dir)
+        {
+            owners.add(target, index);
+        }
+        owners.add(found, index);
+    });
+    owners
+}
+
+/// Calls `f` with every listed file of every package, and where it is in the tree. Listed paths are first diverted, then led
+/// through the tree's symlinked directories: with merged `/usr`, `/bin/ls` of a list is `/usr/bin/ls` of the tree. Files that
+/// the database says were left out, or are another package's, are passed over.
+pub fn for_each_place<'a>(
+    tree: &Tree,
+    packages: &'a [Package],
+    mut f: impl FnMut(usize, &'a PackageFile, Option<GuestPath>),
+) {
     let mut parents: HashMap<GuestPath, Option<GuestPath>> = HashMap::new();
     for (index, package) in packages.iter().enumerate() {
         let diverted: HashMap<&GuestPath, &GuestPath> =
             package.diverted.iter().map(|(from, to)| (from, to)).collect();
-        let installed = package.files.iter().filter(|file| file.is_installed());
-        for listed in installed.map(|file| &file.path) {
-            let path = diverted.get(listed).copied().unwrap_or(listed);
-            let Some(found) = place(tree, &mut parents, path) else {
-                owners.missing.push((index, listed.clone()));
-                continue;
-            };
-            if let Some(node) = tree.get(&found)
-                && matches!(node.kind, Kind::Symlink { .. })
-                && let Ok(target) = tree.resolve(&found, true)
-                && tree.get(&target).is_some_and(crate::tree::Node::is_dir)
-            {
-                owners.add(target, index);
-            }
-            owners.add(found, index);
+        for file in package.files.iter().filter(|file| file.is_installed()) {
+            let path = diverted.get(&file.path).copied().unwrap_or(&file.path);
+            f(index, file, place(tree, &mut parents, path));
         }
     }
-    owners
 }
 
 /// Where `path` is in the tree, symlinks of its directory followed, that of its last part not.
