@@ -299,3 +299,72 @@ fn compressed_and_internal_snapshot_disks_show_the_same() {
     assert!(first(&overlay) == wanted, "a backing file in the same directory");
     assert_eq!(overlay.file_name().unwrap().as_bytes(), b"overlay.qcow2");
 }
+
+/// What `dpkg --verify` says of each file: the path where it is, and whether it is a configuration file.
+fn dpkg_verify(root: &std::path::Path) -> BTreeMap<String, (bool, bool)> {
+    let output = Command::new("dpkg")
+        .arg(format!("--root={}", root.display()))
+        .args(["--verify"])
+        .env("LC_ALL", "C.UTF-8")
+        .output()
+        .unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    let rows = text.lines().map(|line| {
+        // `??5?????? c /etc/x` and `missing     /usr/y`.
+        let path = line.get(12..).unwrap_or_else(|| panic!("{line:?}")).to_owned();
+        let missing = line.starts_with("missing");
+        let merged = ["/bin/", "/sbin/", "/lib/", "/lib64/"];
+        let path = match merged.iter().any(|dir| path.starts_with(dir)) && !missing {
+            true => format!("/usr{path}"),
+            false => path,
+        };
+        (path, (missing, line.get(10..11) == Some("c")))
+    });
+    rows.collect()
+}
+
+#[test]
+fn changed_files_are_those_that_dpkg_finds() {
+    let Some(machine) = machine("changed_files_are_those_that_dpkg_finds", "full") else {
+        return;
+    };
+    let mounted = machine.mount();
+    let theirs = dpkg_verify(mounted.path());
+    assert!(theirs.values().any(|(missing, _)| *missing), "{theirs:?}");
+    assert!(
+        theirs.values().any(|(missing, config)| !missing && *config),
+        "{theirs:?}"
+    );
+    assert!(
+        theirs.values().any(|(missing, config)| !missing && !config),
+        "{theirs:?}"
+    );
+    let work = Work::new();
+    let disk = machine.qcow2();
+    let scan = |more: &[&str]| {
+        let arguments = ["scan".as_ref(), disk.as_os_str()].into_iter();
+        ended(&mut work.vm2k(arguments.chain(more.iter().map(|a| a.as_ref()))))
+    };
+    let plain = scan(&["--json"]);
+    plain.expect(0);
+    assert!(json(&plain.stdout)["changed"].is_null());
+    let ended = scan(&["--json", "--changed"]);
+    ended.expect(0);
+    let document = json(&ended.stdout);
+    let ours: BTreeMap<String, (bool, bool)> = document["changed"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|row| {
+            let missing = row["differs"][0] == "missing";
+            let path = row["path"].as_str().unwrap().to_owned();
+            (path, (missing, row["config"].as_bool().unwrap()))
+        })
+        .collect();
+    assert_eq!(ours, theirs);
+    let table = scan(&["--changed"]).text();
+    assert!(
+        table.contains("changed since their packages were installed"),
+        "{table}"
+    );
+}
