@@ -68,8 +68,9 @@ struct Claim<'a> {
 /// Compares every file of the packages with what their database knows of it, on `jobs` threads. The second value is what
 /// could not be read.
 ///
-/// Directories and files of which the database keeps only the name are not compared, nor are those that the package says it
-/// does not bring (`%ghost`) or that may be missing and are. A path that several packages claim is changed if it is none's.
+/// Of files and directories of which the database keeps only the name those that are missing are told. Files that the package
+/// says it does not bring (`%ghost`) are not compared, nor are those that may be missing and are. A path that several packages
+/// claim is changed if it is none's, and a directory may have become a symlink to one.
 /// Times are not compared: programs that fix the time of a whole tree would make every file changed.
 pub fn find(
     source: &dyn Source,
@@ -92,7 +93,7 @@ pub fn find(
         let node = tree.get(path);
         let found = claims.iter().map(|claim| {
             let fields = match node {
-                Some(node) => fields(source, node, claim, &names)?,
+                Some(node) => fields(source, path, node, claim, &names)?,
                 None => vec![Field::Missing],
             };
             Ok::<_, crate::error::Error>((fields, claim.package, claim.config))
@@ -139,13 +140,9 @@ fn claims<'a>(source: &dyn Source, packages: &'a [Package]) -> BTreeMap<GuestPat
         let facts = file.facts.as_deref();
         let digest = conffile.or_else(|| facts.and_then(|f| f.digest.as_ref()));
         let flags = facts.map(|f| f.flags).unwrap_or_default();
-        let is_dir = facts
-            .and_then(|f| f.mode)
-            .is_some_and(|mode| mode & 0o170_000 == 0o040_000);
-        if digest.is_none() && facts.is_none() || flags.ghost || is_dir {
-            return;
-        }
-        if found.is_none() && flags.missing_ok {
+        // Of a name alone no more can be told than that it is missing.
+        let tells = digest.is_some() || facts.is_some() || found.is_none();
+        if !tells || flags.ghost || found.is_none() && flags.missing_ok {
             return;
         }
         claims
@@ -164,6 +161,7 @@ fn claims<'a>(source: &dyn Source, packages: &'a [Package]) -> BTreeMap<GuestPat
 /// What differs between the node that is there and what a package brought.
 fn fields(
     source: &dyn Source,
+    path: &GuestPath,
     node: &Node,
     claim: &Claim<'_>,
     names: &Names,
@@ -172,12 +170,19 @@ fn fields(
     let facts = claim.facts;
     let mode = facts.and_then(|f| f.mode);
     let kind = mode.map(|mode| mode & 0o170_000).filter(|kind| *kind != 0);
+    let mut node = node;
+    if let (Kind::Symlink { .. }, Some(0o040_000)) = (&node.kind, kind)
+        && let Ok(target) = source.tree().resolve(path, true)
+        && let Some(dir) = source.tree().get(&target).filter(|n| n.is_dir())
+    {
+        node = dir;
+    }
     let same_kind = match (&node.kind, kind) {
         (_, None) => claim.digest.is_none() || node.is_file(),
         (Kind::File { .. }, Some(kind)) => kind == 0o100_000,
         (Kind::Symlink { .. }, Some(kind)) => kind == 0o120_000,
-        // A directory where a symlink was: the content was moved by an administrator.
-        (_, Some(kind)) => !matches!(kind, 0o100_000 | 0o120_000),
+        (Kind::Directory, Some(kind)) => kind == 0o040_000,
+        (_, Some(kind)) => !matches!(kind, 0o100_000 | 0o120_000 | 0o040_000),
     };
     if !same_kind {
         return Ok(vec![Field::Type]);
@@ -314,6 +319,7 @@ mod tests {
                     p("/etc/removed").into(),
                     // Only the name is known.
                     p("/usr/bin/nowhere").into(),
+                    p("/usr/bin/good").into(),
                 ],
                 conffiles: ["/etc/conf", "/etc/kept", "/etc/removed"]
                     .map(|path| Conffile {
@@ -354,6 +360,8 @@ mod tests {
                         },
                     ),
                     file("/usr", mode(0o040_700)),
+                    file("/bin", mode(0o040_755)),
+                    file("/etc", mode(0o100_644)),
                 ],
                 ..Package::default()
             },
@@ -371,10 +379,13 @@ mod tests {
             rows,
             [
                 "/bin/gone a false missing",
+                "/etc b false type",
                 "/etc/conf a true content",
                 "/etc/removed a true missing",
+                "/usr b false mode",
                 "/usr/bin/bad a false content",
                 "/usr/bin/link b false target",
+                "/usr/bin/nowhere a false missing",
                 "/usr/bin/suid b false mode,user",
                 "/usr/bin/turned a false type",
             ]
