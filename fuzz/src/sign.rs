@@ -31,7 +31,7 @@ pub fn btrfs(volume: &mut Volume) {
     };
     for at in SUPERBLOCKS {
         let head = volume.get(at, 4096);
-        if !head.get(64..).is_some_and(|h| h.starts_with(b"_BHRfS_M")) {
+        if head.len() < 4096 || !head[64..].starts_with(b"_BHRfS_M") {
             continue;
         }
         // Nodes have metadata_uuid, where there is one.
@@ -59,7 +59,7 @@ pub fn xfs(volume: &mut Volume) {
     let version = field(100) & 15;
     for (at, bytes) in volume.places(256, 32) {
         let (len, field) = match bytes.first_chunk() {
-            Some([b'I', b'N', _, _]) if bytes[4] == 3 => (inode, 100),
+            Some([b'I', b'N', _, _]) if bytes.get(4) == Some(&3) => (inode, 100),
             _ if at % 512 != 0 => continue,
             Some([0xfe, 0xed, 0xba, 0xbe]) => {
                 record(volume, at);
@@ -133,7 +133,7 @@ pub fn gpt(volume: &mut Volume) {
     for block in [512, 4096] {
         for at in [block, volume.len().saturating_sub(block)] {
             let mut head = volume.get(at, block as usize);
-            if !head.starts_with(b"EFI PART") {
+            if head.len() < block as usize || !head.starts_with(b"EFI PART") {
                 continue;
             }
             let entries = u64::from(le32(&head, 80).unwrap_or(0)) * u64::from(le32(&head, 84).unwrap_or(0));
