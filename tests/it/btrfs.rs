@@ -240,9 +240,21 @@ const MATRIX: &[(&str, &str, usize)] = &[
 
 /// Makes and fills a filesystem; `None` if mkfs or the kernel does not know the options.
 fn make(dir: &Path, options: &str, mount: &str, count: usize, fill: &str) -> Option<Vec<PathBuf>> {
+    make_of(dir, "300M", options, mount, count, fill)
+}
+
+/// The same of devices that are `size` long.
+fn make_of(
+    dir: &Path,
+    size: &str,
+    options: &str,
+    mount: &str,
+    count: usize,
+    fill: &str,
+) -> Option<Vec<PathBuf>> {
     let images: Vec<PathBuf> = (0..count).map(|n| dir.join(format!("device-{n}"))).collect();
     for image in &images {
-        run(Command::new("truncate").args(["-s", "300M"]).arg(image));
+        run(Command::new("truncate").args(["-s", size]).arg(image));
     }
     let out = Command::new("mkfs.btrfs")
         .args(["-q", "-f"])
@@ -754,6 +766,68 @@ fn a_damaged_copy_is_made_up_for_by_another() {
     }
     eprintln!("{test}: {differ} files with damage");
     assert!(differ > 0);
+}
+
+/// Overwrites `len` bytes of a file with zeros.
+fn wipe(image: &Path, at: u64, len: usize) {
+    use std::os::unix::fs::FileExt;
+    let file = std::fs::File::options().write(true).open(image).unwrap();
+    file.write_all_at(&vec![0; len], at).unwrap();
+}
+
+/// The kernel mounts such a filesystem only after `btrfs rescue super-recover`; the tree is the one from before.
+#[test]
+fn copies_of_a_wiped_superblock_are_read() {
+    let test = "copies_of_a_wiped_superblock_are_read";
+    if !support::root(test) || !tools(test, TOOLS) || !tools(test, &["mkfs.xfs", "sfdisk"]) {
+        return;
+    }
+    for (size, options, count, wiped) in [
+        ("300M", "-d single -m dup", 1, vec![(64 << 10, 4096)]),
+        // What wipefs(8) does: the magic number only.
+        ("300M", "-d single -m dup", 1, vec![((64 << 10) + 64, 8)]),
+        ("300M", "-d raid1 -m raid1", 2, vec![(64 << 10, 4096)]),
+        (
+            "257G",
+            "-d single -m single",
+            1,
+            vec![(64 << 10, 4096), (64 << 20, 4096)],
+        ),
+    ] {
+        let temp = support::scratch(2 << 30);
+        let images = make_of(temp.path(), size, options, "", count, SMALL).unwrap();
+        let devices = Devices::new(&images);
+        let mount = devices.mount("ro").unwrap();
+        let expected = kernel::tree_of(mount.path());
+        drop(mount);
+        drop(devices);
+        for image in &images {
+            for (at, len) in &wiped {
+                wipe(image, *at, *len);
+            }
+        }
+        let fs = open_images(&images).unwrap();
+        assert!(
+            fs.info()
+                .notes
+                .iter()
+                .any(|n| n.contains("superblock is damaged")),
+            "{:?}",
+            fs.info().notes
+        );
+        let (seen, listing) = read_all(&*fs);
+        assert_eq!(listing.problems, [], "{options}");
+        kernel::assert_equal(options, &seen, &expected);
+    }
+    // What was made in its place counts.
+    let temp = support::scratch(2 << 30);
+    let images = make(temp.path(), "-d single -m single", "", 1, SMALL).unwrap();
+    let recognised = |image: &Path| vm2k::fs::recognise(&HostFile::open(image).unwrap());
+    bash("echo label: dos | sfdisk -q --wipe always $1", &[&images[0]]);
+    wipe(&images[0], 64 << 10, 4096);
+    assert_eq!(recognised(&images[0]), None);
+    bash("mkfs.xfs -q -f $1", &[&images[0]]);
+    assert_eq!(recognised(&images[0]), Some("xfs"));
 }
 
 /// Volumes that end too early: what is read is right, the rest is told.

@@ -47,6 +47,11 @@ pub(super) fn probe(volume: &dyn ReadAt) -> bool {
     Superblock::probe(volume)
 }
 
+/// True if a copy of the superblock is valid, whatever stands in the place of the primary one.
+pub(super) fn probe_copies(volume: &dyn ReadAt) -> bool {
+    Superblock::probe_copies(volume)
+}
+
 /// The UUID that all devices of one filesystem share, and true for a seed, which other filesystems may need too.
 pub(super) fn set(volume: &dyn ReadAt) -> Option<([u8; 16], bool)> {
     let (sb, _) = Superblock::read(volume).ok()?;
