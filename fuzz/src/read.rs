@@ -9,8 +9,8 @@ use vm2k::read_at::ReadAt;
 
 /// Extents that are looked at for each file.
 const EXTENTS: usize = 64;
-/// Files that are read of each filesystem.
-const FILES: usize = 2048;
+/// Bytes that are read of each disk, and of the files of each filesystem.
+const BYTES: u64 = 4 << 20;
 
 static DIR: LazyLock<tempfile::TempDir> =
     LazyLock::new(|| tempfile::Builder::new().prefix("vm2k-fuzz-").tempdir().expect("a directory for temporary files"));
@@ -38,15 +38,17 @@ pub fn disks(path: &Path) {
 /// Reads of a disk. What is called a hole must read as zeros, or fail.
 pub fn disk(disk: &dyn ReadAt) {
     let mut buf = vec![0xee; 1 << 16];
-    let mut at = 0;
-    for _ in 0..256 {
+    let (mut at, mut bytes) = (0, 0);
+    while bytes < BYTES {
         let Ok(extent) = disk.extent_at(at) else { return };
         if extent.len == 0 {
             assert!(at >= disk.len());
             return;
         }
         assert!(extent.len <= disk.len() - at);
-        let n = usize::try_from(extent.len).unwrap_or(usize::MAX).min(buf.len());
+        let most = if extent.hole { 4096 } else { buf.len() };
+        let n = usize::try_from(extent.len).unwrap_or(usize::MAX).min(most);
+        bytes += 4096.max(n as u64);
         if disk.read_at(at, &mut buf[..n]).is_ok() && extent.hole {
             assert!(buf[..n].iter().all(|b| *b == 0));
         }
@@ -72,14 +74,19 @@ pub fn filesystem(volumes: Vec<crate::Volume>) {
 fn list(fs: &dyn Filesystem) {
     let Ok(listing) = fs.list() else { return };
     let mut buf = vec![0; 64 << 10];
-    for (_, node) in listing.tree.iter().filter(|(_, node)| node.is_file()).take(FILES) {
+    let mut bytes = 0;
+    for (_, node) in listing.tree.iter().filter(|(_, node)| node.is_file()) {
         let Ok(file) = fs.open(node.id.ino) else { continue };
         let mut at = 0;
         for _ in 0..EXTENTS {
             let Ok(extent) = file.extent_at(at) else { break };
             assert!(extent.len > 0 || at >= file.len(), "an extent without a length");
-            let len = extent.len.min(buf.len() as u64) as usize;
-            let _ = file.read_at(at, &mut buf[..len]);
+            let most = if extent.hole { 4096 } else { buf.len() };
+            let len = extent.len.min(most as u64) as usize;
+            if bytes < BYTES {
+                let _ = file.read_at(at, &mut buf[..len]);
+            }
+            bytes += len as u64;
             at += extent.len;
         }
     }

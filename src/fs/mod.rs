@@ -5,6 +5,7 @@ mod ext4;
 pub mod identity;
 mod runs;
 mod vfat;
+mod walk;
 mod xfs;
 
 use crate::bytes::{be32, le16, le32, le64};

@@ -830,6 +830,50 @@ fn copies_of_a_wiped_superblock_are_read() {
     assert_eq!(recognised(&images[0]), Some("xfs"));
 }
 
+/// Flags of features that the tools at hand do not make, set by hand: what does not change reading is read, the rest is
+/// refused by name.
+#[test]
+fn flags_of_newer_features() {
+    let test = "flags_of_newer_features";
+    if !support::root(test) || !tools(test, TOOLS) {
+        return;
+    }
+    let temp = support::scratch(2 << 30);
+    let images = make(temp.path(), "-d single -m dup", "", 1, SMALL).unwrap();
+    let (whole, _) = read_all(&*open_images(&images).unwrap());
+    let good = std::fs::read(&images[0]).unwrap();
+    let with = |field: usize, bit: u32| {
+        let mut bytes = good.clone();
+        for at in [64 << 10, 64 << 20] {
+            let place = at + field + bit as usize / 8;
+            bytes[place] |= 1 << (bit % 8);
+        }
+        sign(&mut bytes, &[], 0);
+        vm2k::fs::open(Arc::new(bytes))
+    };
+    // compat_ro: block_group_tree, and one that is not known.
+    for (bit, note) in [(3, None), (40, Some("unknown ro_compat features 0x10000000000"))] {
+        let fs = with(0xb4, bit).unwrap();
+        let told = fs.info().notes.iter().find(|n| n.contains("features")).cloned();
+        assert_eq!(told.as_deref(), note);
+        let (seen, listing) = read_all(&*fs);
+        assert_eq!(listing.problems, []);
+        kernel::assert_equal("flags", &seen, &whole);
+    }
+    for (bit, name) in [
+        (12, "the btrfs feature zoned"),
+        (13, "the btrfs feature extent_tree_v2"),
+        (14, "the btrfs feature raid_stripe_tree"),
+        (15, "the btrfs feature encrypt"),
+        (17, "the btrfs feature remap_tree"),
+        (40, "btrfs incompatible feature bit 40"),
+    ] {
+        let e = with(0xbc, bit).err().expect("it is refused");
+        assert_eq!(e.to_string(), name);
+        assert_eq!(e.code(), vm2k::error::code::UNSUPPORTED);
+    }
+}
+
 /// Volumes that end too early: what is read is right, the rest is told.
 #[test]
 fn short_volumes_are_told() {

@@ -23,7 +23,7 @@ mod tree;
 mod walk;
 
 use super::{Filesystem, Info, Listing, Selector, Subvolume, View};
-use crate::disk::cache::Cache;
+use crate::cache::Cache;
 use crate::error::{Error, Result};
 use crate::path::GuestPath;
 use crate::read_at::ReadAt;
