@@ -21,6 +21,7 @@
 
 pub mod arch;
 pub mod bytes;
+mod cache;
 pub mod calendar;
 pub mod cli;
 pub mod convert;

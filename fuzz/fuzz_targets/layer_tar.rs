@@ -7,7 +7,7 @@ use std::sync::{Arc, LazyLock};
 use vm2k::oci::{BlobSource, Image, Layer, Reference};
 use vm2k::progress::Silent;
 use vm2k::source::Source;
-use vm2k::source::image::{ImageOptions, ImageSource};
+use vm2k::source::image::{Contents, ImageOptions, ImageSource};
 use vm2k::store::{Digest, Store};
 
 static STORE: LazyLock<(tempfile::TempDir, Arc<Store>)> = LazyLock::new(|| {
@@ -52,7 +52,7 @@ fuzz_target!(|data: &[u8]| {
         config: Default::default(),
         layers: vec![layer(&lower()), layer(data)],
     };
-    let options = ImageOptions { cached: false, keep_contents: true };
+    let options = ImageOptions { cached: false, keep: Contents::All, import: false };
     if let Ok(source) = ImageSource::open(image, Arc::clone(&STORE.1), options, &Silent) {
         for (_, node) in source.tree().iter().filter(|(_, n)| n.is_file() && n.size() < 1 << 20) {
             let content = source.open(node.id).and_then(|c| vm2k::read_at::read_all(&*c, 1 << 20));

@@ -4,9 +4,10 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
+use vm2k_fuzz::read;
 
 fuzz_target!(|data: &[u8]| {
-    if let Some(path) = vm2k_fuzz::file("x.img", data) {
-        vm2k_fuzz::read(&path);
+    if let Some(path) = read::file("x.img", data) {
+        read::disks(&path);
     }
 });

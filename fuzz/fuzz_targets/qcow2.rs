@@ -1,11 +1,12 @@
 //! Invariant: whatever the bytes are, opening and reading them ends, with bytes or an error, and neither panics nor opens
 //! another file. What is called a hole reads as zeros, or fails.
+//! The image, its backing file and its data file.
 #![no_main]
 
-use libfuzzer_sys::fuzz_target;
+use vm2k_fuzz::read;
 
-fuzz_target!(|data: &[u8]| {
-    if let Some(path) = vm2k_fuzz::file("x.qcow2", data) {
-        vm2k_fuzz::read(&path);
+vm2k_fuzz::image_target!(|image| {
+    if let Some(path) = image.write(&["x.qcow2", "base", "data"]) {
+        read::disks(&path);
     }
 });

@@ -2,10 +2,10 @@
 //! another file. What is called a hole reads as zeros, or fails.
 #![no_main]
 
-use libfuzzer_sys::fuzz_target;
+use vm2k_fuzz::read;
 
-fuzz_target!(|data: &[u8]| {
-    if let Some(path) = vm2k_fuzz::file("x.vdi", data) {
-        vm2k_fuzz::read(&path);
+vm2k_fuzz::image_target!(|image| {
+    if let Some(path) = image.write(&["x.vdi"]) {
+        read::disks(&path);
     }
 });

@@ -1,8 +1,8 @@
 //! What the formats share: a disk is cut into blocks, and a table says of each where its bytes are. A format is a
 //! [`Map`] from offsets of the disk to [`Place`]s; [`Blocks`] makes a [`ReadAt`] of it.
 
-use super::cache::Cache;
 use crate::bytes::{be32, le32, le64, slice};
+use crate::cache::Cache;
 use crate::error::{Error, Result};
 use crate::read_at::{Extent, ReadAt, check_range, read_vec};
 use std::sync::Arc;

@@ -5,7 +5,6 @@
 #![deny(clippy::indexing_slicing)]
 
 mod blocks;
-pub(crate) mod cache;
 mod gate;
 mod ova;
 mod packed;

@@ -6,9 +6,9 @@
 
 use super::Disk;
 use super::blocks::{Blocks, CUT, Entry, Map, Place, Run, Table, equal_bits, joined};
-use super::cache::Cache;
 use super::gate::{Chain, Image};
 use crate::bytes::{array, be16, be32, be64, slice, u8_at, uuid};
+use crate::cache::Cache;
 use crate::error::{Error, Escaped, Result};
 use crate::read_at::{ReadAt, Slice, read_vec};
 use std::sync::Arc;

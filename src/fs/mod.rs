@@ -5,6 +5,7 @@ mod ext4;
 pub mod identity;
 mod runs;
 mod vfat;
+mod walk;
 mod xfs;
 
 use crate::bytes::{be32, le16, le32, le64};
@@ -232,7 +233,13 @@ const fn named(name: &'static str, what: &'static str, probe: fn(&dyn ReadAt) ->
 
 /// The row that `volume` belongs to.
 fn find(volume: &dyn ReadAt) -> Option<&'static Row> {
-    FILESYSTEMS.iter().find(|row| (row.probe)(volume))
+    let first = FILESYSTEMS.iter().find(|row| (row.probe)(volume));
+    // The copies of a superblock outlive what is written over the filesystem: they count if nothing else is there, no
+    // boot sector or partition table either.
+    first.or_else(|| {
+        let copied = !has(volume, 510, b"\x55\xaa") && btrfs::probe_copies(volume);
+        FILESYSTEMS.iter().find(|row| copied && row.name == "btrfs")
+    })
 }
 
 /// The name of what `volume` holds, from [`FILESYSTEMS`]; `None` if nothing known. Bytes that cannot be read count as
@@ -269,7 +276,9 @@ pub fn open_several(volumes: &[Arc<dyn ReadAt>]) -> Result<Box<dyn Filesystem>> 
 /// For a volume of a filesystem that may have several: the UUID they share, and true if filesystems with another UUID
 /// may need it too (a seed).
 pub fn set(volume: &dyn ReadAt) -> Option<([u8; 16], bool)> {
-    btrfs::probe(volume).then(|| btrfs::set(volume)).flatten()
+    (recognise(volume) == Some("btrfs"))
+        .then(|| btrfs::set(volume))
+        .flatten()
 }
 
 /// True if `bytes` stand at `offset`.

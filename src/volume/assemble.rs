@@ -374,3 +374,17 @@ impl Block {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn more_volumes_than_are_read_are_told() {
+        let disk: Arc<dyn ReadAt> = Arc::new(Vec::new());
+        let blocks = (0..MAX_BLOCKS + 2).map(|n| Block::of_disk(n, "disk", super::super::whole(&disk)));
+        let assembly = assemble(blocks.collect(), &Keys::default(), |_| false);
+        assert_eq!(assembly.blocks.len(), MAX_BLOCKS);
+        assert_eq!(assembly.notes, ["more than 16384 volumes: the rest is not read"]);
+    }
+}

@@ -55,13 +55,13 @@ fn expected(dir: &Path) -> BTreeMap<String, (u64, String)> {
         .collect()
 }
 
-type Data = Arc<dyn ReadAt>;
+pub(crate) type Data = Arc<dyn ReadAt>;
 
-fn open(path: &Path) -> Data {
+pub(crate) fn open(path: &Path) -> Data {
     Arc::new(HostFile::open(path).unwrap())
 }
 
-fn put_together(disks: &[Data], keys: &Keys) -> Assembly {
+pub(crate) fn put_together(disks: &[Data], keys: &Keys) -> Assembly {
     let mut blocks = Vec::new();
     for (n, data) in disks.iter().enumerate() {
         if let Ok(table) = volume::table(data) {
@@ -87,11 +87,11 @@ fn key(bytes: &[u8]) -> Secret {
     Secret::new(bytes.to_vec())
 }
 
-fn keys(given: &[&[u8]]) -> Keys {
+pub(crate) fn keys(given: &[&[u8]]) -> Keys {
     Keys::new(given.iter().map(|k| key(k)).collect(), None)
 }
 
-fn find<'a>(assembly: &'a Assembly, path: &str) -> Option<&'a Block> {
+pub(crate) fn find<'a>(assembly: &'a Assembly, path: &str) -> Option<&'a Block> {
     assembly.blocks.iter().find(|b| b.paths.iter().any(|p| p == path))
 }
 
@@ -125,7 +125,7 @@ fn sha256(data: &dyn ReadAt) -> Result<(u64, String)> {
 }
 
 /// What is read of `path`, or why it is not.
-fn read(assembly: &Assembly, path: &str) -> Result<(u64, String), String> {
+pub(crate) fn read(assembly: &Assembly, path: &str) -> Result<(u64, String), String> {
     let block = find(assembly, path).ok_or("it is not there")?;
     match &block.failed {
         Some(e) => Err(e.to_string()),
@@ -994,7 +994,7 @@ fn thin_sum(b: &mut [u8], xor: u32) {
     b[..4].copy_from_slice(&sum.to_le_bytes());
 }
 
-fn luks2_sum(b: &mut [u8]) {
+pub(crate) fn luks2_sum(b: &mut [u8]) {
     b[448..512].fill(0);
     let sum = Sha256::digest(&*b);
     b[448..480].copy_from_slice(&sum);

@@ -240,9 +240,21 @@ const MATRIX: &[(&str, &str, usize)] = &[
 
 /// Makes and fills a filesystem; `None` if mkfs or the kernel does not know the options.
 fn make(dir: &Path, options: &str, mount: &str, count: usize, fill: &str) -> Option<Vec<PathBuf>> {
+    make_of(dir, "300M", options, mount, count, fill)
+}
+
+/// The same of devices that are `size` long.
+fn make_of(
+    dir: &Path,
+    size: &str,
+    options: &str,
+    mount: &str,
+    count: usize,
+    fill: &str,
+) -> Option<Vec<PathBuf>> {
     let images: Vec<PathBuf> = (0..count).map(|n| dir.join(format!("device-{n}"))).collect();
     for image in &images {
-        run(Command::new("truncate").args(["-s", "300M"]).arg(image));
+        run(Command::new("truncate").args(["-s", size]).arg(image));
     }
     let out = Command::new("mkfs.btrfs")
         .args(["-q", "-f"])
@@ -754,6 +766,112 @@ fn a_damaged_copy_is_made_up_for_by_another() {
     }
     eprintln!("{test}: {differ} files with damage");
     assert!(differ > 0);
+}
+
+/// Overwrites `len` bytes of a file with zeros.
+fn wipe(image: &Path, at: u64, len: usize) {
+    use std::os::unix::fs::FileExt;
+    let file = std::fs::File::options().write(true).open(image).unwrap();
+    file.write_all_at(&vec![0; len], at).unwrap();
+}
+
+/// The kernel mounts such a filesystem only after `btrfs rescue super-recover`; the tree is the one from before.
+#[test]
+fn copies_of_a_wiped_superblock_are_read() {
+    let test = "copies_of_a_wiped_superblock_are_read";
+    if !support::root(test) || !tools(test, TOOLS) || !tools(test, &["mkfs.xfs", "sfdisk"]) {
+        return;
+    }
+    for (size, options, count, wiped) in [
+        ("300M", "-d single -m dup", 1, vec![(64 << 10, 4096)]),
+        // What wipefs(8) does: the magic number only.
+        ("300M", "-d single -m dup", 1, vec![((64 << 10) + 64, 8)]),
+        ("300M", "-d raid1 -m raid1", 2, vec![(64 << 10, 4096)]),
+        (
+            "257G",
+            "-d single -m single",
+            1,
+            vec![(64 << 10, 4096), (64 << 20, 4096)],
+        ),
+    ] {
+        let temp = support::scratch(2 << 30);
+        let images = make_of(temp.path(), size, options, "", count, SMALL).unwrap();
+        let devices = Devices::new(&images);
+        let mount = devices.mount("ro").unwrap();
+        let expected = kernel::tree_of(mount.path());
+        drop(mount);
+        drop(devices);
+        for image in &images {
+            for (at, len) in &wiped {
+                wipe(image, *at, *len);
+            }
+        }
+        let fs = open_images(&images).unwrap();
+        assert!(
+            fs.info()
+                .notes
+                .iter()
+                .any(|n| n.contains("superblock is damaged")),
+            "{:?}",
+            fs.info().notes
+        );
+        let (seen, listing) = read_all(&*fs);
+        assert_eq!(listing.problems, [], "{options}");
+        kernel::assert_equal(options, &seen, &expected);
+    }
+    // What was made in its place counts.
+    let temp = support::scratch(2 << 30);
+    let images = make(temp.path(), "-d single -m single", "", 1, SMALL).unwrap();
+    let recognised = |image: &Path| vm2k::fs::recognise(&HostFile::open(image).unwrap());
+    bash("echo label: dos | sfdisk -q --wipe always $1", &[&images[0]]);
+    wipe(&images[0], 64 << 10, 4096);
+    assert_eq!(recognised(&images[0]), None);
+    bash("mkfs.xfs -q -f $1", &[&images[0]]);
+    assert_eq!(recognised(&images[0]), Some("xfs"));
+}
+
+/// Flags of features that the tools at hand do not make, set by hand: what does not change reading is read, the rest is
+/// refused by name.
+#[test]
+fn flags_of_newer_features() {
+    let test = "flags_of_newer_features";
+    if !support::root(test) || !tools(test, TOOLS) {
+        return;
+    }
+    let temp = support::scratch(2 << 30);
+    let images = make(temp.path(), "-d single -m dup", "", 1, SMALL).unwrap();
+    let (whole, _) = read_all(&*open_images(&images).unwrap());
+    let good = std::fs::read(&images[0]).unwrap();
+    let with = |field: usize, bit: u32| {
+        let mut bytes = good.clone();
+        for at in [64 << 10, 64 << 20] {
+            let place = at + field + bit as usize / 8;
+            bytes[place] |= 1 << (bit % 8);
+        }
+        sign(&mut bytes, &[], 0);
+        vm2k::fs::open(Arc::new(bytes))
+    };
+    // compat_ro: block_group_tree, and one that is not known.
+    for (bit, note) in [(3, None), (40, Some("unknown ro_compat features 0x10000000000"))] {
+        let fs = with(0xb4, bit).unwrap();
+        let told = fs.info().notes.iter().find(|n| n.contains("features")).cloned();
+        assert_eq!(told.as_deref(), note);
+        let (seen, listing) = read_all(&*fs);
+        assert_eq!(listing.problems, []);
+        kernel::assert_equal("flags", &seen, &whole);
+    }
+    for (bit, name) in [
+        (12, "the btrfs feature zoned"),
+        (13, "the btrfs feature extent_tree_v2"),
+        (14, "the btrfs feature raid_stripe_tree"),
+        (15, "the btrfs feature encrypt"),
+        (17, "the btrfs feature remap_tree"),
+        (40, "btrfs incompatible feature bit 40"),
+    ] {
+        let e = with(0xbc, bit).err().expect("it is refused");
+        assert_eq!(e.to_string(), name);
+        assert_eq!(e.code(), vm2k::error::code::UNSUPPORTED);
+    }
 }
 
 /// Volumes that end too early: what is read is right, the rest is told.

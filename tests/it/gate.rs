@@ -1,7 +1,10 @@
 //! References from images to files of the host: a canary outside the image's directory is never opened.
 
+use crate::support::{self, SYSTEM, is_below, tools, traced};
+use std::collections::BTreeSet;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
+use std::process::Output;
 use vm2k::disk::{self, Disk, Gate};
 use vm2k::error::{Error, Result, code};
 use vm2k::read_at::read_all;
@@ -198,6 +201,28 @@ fn tar(files: &[(&str, &[u8])]) -> Vec<u8> {
     b.into_inner().unwrap()
 }
 
+/// An image of every format that can name a file, each with a reference to `name`.
+fn forms(name: &str) -> Vec<(&'static str, Vec<u8>)> {
+    vec![
+        ("raw backing", image(Some((name.as_bytes(), Some("raw"))), None)),
+        (
+            "qcow2 backing",
+            image(Some((name.as_bytes(), Some("qcow2"))), None),
+        ),
+        ("data", image(None, Some(name.as_bytes()))),
+        ("VMDK FLAT", vmdk_extent("FLAT", name)),
+        ("VMDK VMFS", vmdk_extent("VMFS", name)),
+        ("VMDK SPARSE", vmdk_extent("SPARSE", name)),
+        ("VMDK VMFSSPARSE", vmdk_extent("VMFSSPARSE", name)),
+        ("VMDK SESPARSE", vmdk_extent("SESPARSE", name)),
+        ("VMDK parent", vmdk_parent(name)),
+        ("VHD parent", vhd_child(name)),
+        ("VHDX parent", vhdx_child(name)),
+        ("OVF", ovf(name).into_bytes()),
+        ("OVA", tar(&[("x.ovf", ovf(name).as_bytes()), (name, CANARY)])),
+    ]
+}
+
 fn open(path: &Path, allowed: &[PathBuf]) -> Result<Disk> {
     disk::open(path, &Gate::new(allowed)?)
 }
@@ -322,24 +347,7 @@ fn no_reference_leads_outside() {
     .collect();
     let mut images = 0;
     for name in &names {
-        for (what, bytes) in [
-            ("raw backing", image(Some((name.as_bytes(), Some("raw"))), None)),
-            (
-                "qcow2 backing",
-                image(Some((name.as_bytes(), Some("qcow2"))), None),
-            ),
-            ("data", image(None, Some(name.as_bytes()))),
-            ("VMDK FLAT", vmdk_extent("FLAT", name)),
-            ("VMDK VMFS", vmdk_extent("VMFS", name)),
-            ("VMDK SPARSE", vmdk_extent("SPARSE", name)),
-            ("VMDK VMFSSPARSE", vmdk_extent("VMFSSPARSE", name)),
-            ("VMDK SESPARSE", vmdk_extent("SESPARSE", name)),
-            ("VMDK parent", vmdk_parent(name)),
-            ("VHD parent", vhd_child(name)),
-            ("VHDX parent", vhdx_child(name)),
-            ("OVF", ovf(name).into_bytes()),
-            ("OVA", tar(&[("x.ovf", ovf(name).as_bytes()), (name, CANARY)])),
-        ] {
+        for (what, bytes) in forms(name) {
             let path = place.write("top.image", &bytes);
             let opened = open(&path, &[]);
             assert!(!place.was_opened(), "{what} {name} was opened");
@@ -480,4 +488,171 @@ fn what_is_no_file_is_said_so() {
     );
     let e = open(&place.home.join("nothing"), &[]).map(|_| ()).unwrap_err();
     assert!(matches!(e, Error::Io { .. }), "{e}");
+}
+
+/// Runs `vm2k` with `arguments` under strace: what it said, every open of a file that is neither below `home` nor the
+/// program's own, and every connection.
+fn watched(work: &Path, home: &Path, arguments: &[&str]) -> (Output, BTreeSet<String>) {
+    let trace = work.join("trace");
+    let output = std::process::Command::new("strace")
+        .args([
+            "-f",
+            "-qq",
+            "-y",
+            "-s",
+            "4096",
+            "-e",
+            "trace=%file,%network",
+            "-o",
+        ])
+        .arg(&trace)
+        .arg(env!("CARGO_BIN_EXE_vm2k"))
+        .args(arguments)
+        .env_clear()
+        .env("HOME", work)
+        .env("TMPDIR", work)
+        .env("VM2K_STORE", work.join("store"))
+        .stdin(std::process::Stdio::null())
+        .output()
+        .unwrap();
+    let own = [home, work, Path::new(env!("CARGO_BIN_EXE_vm2k"))].map(|p| p.display().to_string());
+    let text = std::fs::read_to_string(&trace).unwrap();
+    let mut strange = BTreeSet::new();
+    let mut seen = false;
+    for (call, path) in traced(&text) {
+        let opens = ["open", "creat", "exec"]
+            .iter()
+            .any(|name| call.starts_with(name));
+        let named = path.filter(|_| opens);
+        seen |= named.as_ref().is_some_and(|path| path.starts_with(&own[0]));
+        let elsewhere = named.is_some_and(|path| !is_below(&path, &own) && !is_below(&path, SYSTEM));
+        if elsewhere || call.starts_with("connect(") {
+            strange.insert(call.to_owned());
+        }
+    }
+    assert!(seen, "strace saw nothing:\n{text}");
+    (output, strange)
+}
+
+/// True if the canary's content is in any file below `dir`.
+fn has_canary(dir: &Path) -> bool {
+    std::fs::read_dir(dir).unwrap().any(|entry| {
+        let path = entry.unwrap().path();
+        let holds = |bytes: Vec<u8>| bytes.windows(CANARY.len()).any(|w| w == CANARY);
+        match path.is_dir() {
+            true => has_canary(&path),
+            false => path.is_file() && holds(std::fs::read(&path).unwrap()),
+        }
+    })
+}
+
+/// The same with the program itself, judged by strace: the canary is a disk with a system on it, which could be listed and
+/// converted. VDI names no files; its differences are refused.
+#[test]
+fn strace_sees_no_reference_lead_outside() {
+    let test = "strace_sees_no_reference_lead_outside";
+    if !tools(test, &["strace", "mke2fs"]) {
+        return;
+    }
+    let place = Place::new();
+    let work = place.dir.path().join("work");
+    let system = place.dir.path().join("system");
+    for dir in [&work, &system.join("etc")] {
+        std::fs::create_dir_all(dir).unwrap();
+    }
+    std::fs::write(system.join("etc/os-release"), "ID=debian\nVERSION_ID=12\n").unwrap();
+    std::fs::write(system.join("etc/canary"), CANARY).unwrap();
+    std::fs::write(system.join(std::str::from_utf8(CANARY).unwrap()), "").unwrap();
+    let canary = place.dir.path().join("outside/canary");
+    std::fs::write(&canary, vec![0; 1 << 20]).unwrap();
+    support::run(
+        std::process::Command::new("mke2fs")
+            .args(["-q", "-F", "-t", "ext4", "-O", "^has_journal", "-d"])
+            .arg(&system)
+            .arg(&canary),
+    );
+    while place.was_opened() {}
+    let output = format!("oci:{}:a", work.join("image").display());
+    let names = [
+        "../outside/canary",
+        "sub/../../outside/canary",
+        "link2",
+        "dirlink/canary",
+        ".ssh/key",
+        "fifo",
+        "/etc/hostname",
+        "/proc/self/environ",
+        "/dev/zero",
+        "nbd://127.0.0.1:1/x",
+        canary.to_str().unwrap(),
+    ];
+    let (mut references, mut converted) = (0, 0);
+    let mut check = |what: &str, path: &Path, convert: bool| {
+        let path = path.to_str().unwrap();
+        let mut commands = vec![vec!["ls", path]];
+        if convert {
+            commands.push(vec!["convert", path, "--base", "none", "-o", &output]);
+            converted += 1;
+        }
+        references += 1;
+        for arguments in commands {
+            let (said, strange) = watched(&work, &place.home, &arguments);
+            assert!(strange.is_empty(), "{what}: {arguments:?}: {strange:#?}");
+            let text = String::from_utf8_lossy(&[said.stdout, said.stderr].concat()).into_owned();
+            assert!(!said.status.success(), "{what}: {arguments:?}: {text}");
+            assert!(!text.contains("CANARY"), "{what}: {arguments:?}: {text}");
+        }
+        assert!(!place.was_opened(), "{what}");
+        std::fs::remove_file(work.join("trace")).unwrap();
+        assert!(!has_canary(&work), "{what}");
+    };
+    for (n, name) in names.iter().enumerate() {
+        for (what, bytes) in forms(name) {
+            // An archive's own member may have any name, and holds what the archive holds.
+            let bytes = match what {
+                "OVA" => tar(&[("x.ovf", ovf(name).as_bytes())]),
+                _ => bytes,
+            };
+            check(
+                &format!("{what} {name}"),
+                &place.write("top.image", &bytes),
+                n % 5 == 0,
+            );
+        }
+    }
+    // Parts are found by their names: the second is a link.
+    for (n, to) in ["../outside/canary", canary.to_str().unwrap(), "dirlink/canary"]
+        .iter()
+        .enumerate()
+    {
+        let name = format!("parts{n}.001");
+        symlink(to, place.home.join(format!("parts{n}.002"))).unwrap();
+        check(&format!("part {to}"), &place.write(&name, &[0; 1 << 20]), true);
+    }
+    println!("{references} references listed, {converted} of them converted");
+    assert!(references > 40);
+
+    // With the user's word the canary is read, and strace sees it.
+    let path = place.write(
+        "top.image",
+        &image(Some((b"../outside/canary", Some("raw"))), None),
+    );
+    let outside = place.dir.path().join("outside");
+    let allowed = [
+        "ls",
+        path.to_str().unwrap(),
+        "--allow-backing",
+        outside.to_str().unwrap(),
+    ];
+    let (said, strange) = watched(&work, &place.home, &allowed);
+    let text = String::from_utf8_lossy(&said.stdout).into_owned();
+    assert!(
+        text.contains("CANARY"),
+        "{text}{}",
+        String::from_utf8_lossy(&said.stderr)
+    );
+    assert!(
+        strange.iter().all(|call| call.contains("outside/canary")) && strange.len() == 1,
+        "{strange:?}"
+    );
 }

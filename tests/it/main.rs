@@ -25,6 +25,7 @@ mod machine;
 mod mutants;
 mod oci;
 mod packages;
+mod states;
 #[allow(dead_code, reason = "shared by the modules beside it")]
 mod support;
 mod vfat;

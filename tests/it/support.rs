@@ -113,3 +113,44 @@ pub(crate) fn golden(name: &str) -> String {
         .join(name);
     std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }
+
+/// Where every program looks on its own: its libraries, and what the kernel says of the machine and of the process.
+pub(crate) const SYSTEM: &[&str] = &[
+    "/etc/ld.so.",
+    "/lib",
+    "/usr/lib/",
+    "/proc/self/",
+    "/proc/stat",
+    "/proc/sys/vm/overcommit_memory",
+    "/proc/sys/kernel/random/boot_id",
+    "/proc/cpuinfo",
+    "/sys/fs/cgroup/",
+    "/sys/devices/system/cpu",
+    "/dev/null",
+    "/dev/urandom",
+    "/dev/tty",
+];
+
+/// The calls that `strace -f -qq -y -o` wrote, each with the first path between quotation marks; relative ones are of a
+/// directory that `-y` names.
+pub(crate) fn traced(trace: &str) -> impl Iterator<Item = (&str, Option<String>)> {
+    let calls = trace.lines().filter_map(|line| line.split_once(' '));
+    calls.map(|(_, call)| {
+        let call = call.trim_start();
+        let directory = call
+            .split_once('<')
+            .and_then(|(_, rest)| rest.split_once('>'))
+            .map_or("", |(directory, _)| directory);
+        let path = call.split('"').nth(1).map(|path| match path.starts_with('/') {
+            true => path.to_owned(),
+            false => format!("{directory}/{path}"),
+        });
+        (call, path)
+    })
+}
+
+/// True if `path` is one of `prefixes` or below one.
+pub(crate) fn is_below<T: AsRef<str>>(path: &str, prefixes: &[T]) -> bool {
+    let mut prefixes = prefixes.iter().map(|p| p.as_ref().trim_end_matches('/'));
+    prefixes.any(|prefix| path.starts_with(prefix))
+}

@@ -6,10 +6,10 @@
 mod header;
 
 use super::blocks::{Blocks, CUT, Map, Place, Run, joined};
-use super::cache::Cache;
 use super::gate::{Chain, Image};
 use super::{Disk, open_as};
 use crate::bytes::be64;
+use crate::cache::Cache;
 use crate::error::{Error, Escaped, Result};
 use crate::read_at::{ReadAt, read_vec};
 use header::{Compression, Header};

@@ -7,10 +7,10 @@ mod log;
 
 use super::Disk;
 use super::blocks::{Blocks, CUT, Entry, MAX_DISK, Map, Place, Run, Table, equal_bits, joined, too_large};
-use super::cache::Cache;
 use super::gate::{Chain, Image};
 use super::vhd::{unix, utf16};
 use crate::bytes::{array, le16, le32, le64, slice, uuid};
+use crate::cache::Cache;
 use crate::error::{Error, Escaped, Result};
 use crate::read_at::{ReadAt, read_vec};
 use log::Replayed;

@@ -2,8 +2,8 @@
 //! hosted sparse extents (`KDMV`), those of VMFS (`COWD`), and seSparse.
 
 use crate::bytes::{le16, le32, le64};
+use crate::cache::Cache;
 use crate::disk::blocks::{CUT, Entry, MAX_DISK, Map, Place, Run, Table, joined, too_large};
-use crate::disk::cache::Cache;
 use crate::error::{Error, Result};
 use crate::read_at::{ReadAt, read_vec};
 use std::sync::Arc;

@@ -23,7 +23,7 @@ mod tree;
 mod walk;
 
 use super::{Filesystem, Info, Listing, Selector, Subvolume, View};
-use crate::disk::cache::Cache;
+use crate::cache::Cache;
 use crate::error::{Error, Result};
 use crate::path::GuestPath;
 use crate::read_at::ReadAt;
@@ -45,6 +45,11 @@ const INODE_BITS: u32 = 40;
 /// True if `volume` has the magic number of btrfs.
 pub(super) fn probe(volume: &dyn ReadAt) -> bool {
     Superblock::probe(volume)
+}
+
+/// True if a copy of the superblock is valid, whatever stands in the place of the primary one.
+pub(super) fn probe_copies(volume: &dyn ReadAt) -> bool {
+    Superblock::probe_copies(volume)
 }
 
 /// The UUID that all devices of one filesystem share, and true for a seed, which other filesystems may need too.

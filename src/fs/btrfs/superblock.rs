@@ -68,6 +68,15 @@ impl Superblock {
         read_vec(volume, 0x1_0040, MAGIC.len()).is_ok_and(|found| found == MAGIC)
     }
 
+    /// True if there is a valid copy behind the place of the primary superblock.
+    pub(super) fn probe_copies(volume: &dyn ReadAt) -> bool {
+        let valid = |at: u64| match read_vec(volume, at, LEN) {
+            Ok(bytes) => !matches!(Self::parse(&bytes, at), Err(Error::Corrupt { .. })),
+            Err(_) => false,
+        };
+        COPIES.into_iter().skip(1).any(valid)
+    }
+
     /// The newest valid copy on `volume`, and what is wrong with the others.
     ///
     /// # Errors

@@ -7,7 +7,7 @@ mod names;
 use super::identity::identity;
 use super::{Filesystem, Info, Listing};
 use crate::bytes::{le16, le32, u8_at};
-use crate::disk::cache::Cache;
+use crate::cache::Cache;
 use crate::error::{Error, Result};
 use crate::path::GuestPath;
 use crate::read_at::{Extent, ReadAt, check_range, read_vec};

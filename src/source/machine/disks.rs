@@ -540,7 +540,10 @@ impl Disks {
             "no operating system found in {}{windows}: {list}",
             self.name
         ));
-        if self.parts.iter().any(Part::is_locked) {
+        // What needs more than a key has no hint of its own.
+        let wants_key =
+            |p: &Part| p.is_locked() && matches!(p.filesystem, Opened::Failed(Error::Hinted { .. }));
+        if self.parts.iter().any(wants_key) {
             error
                 .hint("give the key or passphrase of the encrypted volume in a file with --key-file FILE")
                 .into()

@@ -112,7 +112,8 @@ pub(super) fn assemble(members: &[Member<'_>], round: &Round<'_>) -> Outcome {
         }
         if names.get(metadata.name.as_str()).is_some_and(|n| *n > 1) {
             out.notes.push(format!(
-                "more than one volume group is called {shown}: this one has the UUID {id}"
+                "more than one volume group is called {shown}: this one has the UUID {}",
+                dashed(id)
             ));
         }
         for (device, seqno) in newest.copies.iter().filter(|(_, s)| *s != metadata.seqno) {
@@ -142,6 +143,18 @@ pub(super) fn assemble(members: &[Member<'_>], round: &Round<'_>) -> Outcome {
         }
     }
     out
+}
+
+/// A UUID as lvm2 shows it, with dashes.
+fn dashed(id: &str) -> String {
+    let mut shown = String::new();
+    for (n, letter) in id.chars().enumerate() {
+        if n >= 6 && n < 30 && (n - 6) % 4 == 0 {
+            shown.push('-');
+        }
+        shown.push(letter);
+    }
+    shown
 }
 
 /// A physical volume's bytes.

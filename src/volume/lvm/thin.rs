@@ -3,7 +3,7 @@
 
 use super::Bytes;
 use crate::bytes::{array, le32, le64};
-use crate::disk::cache::Cache;
+use crate::cache::Cache;
 use crate::error::{Error, Result};
 use crate::read_at::{ReadAt, read_vec};
 use crate::volume::layout::{Map, Piece};

@@ -1,7 +1,7 @@
 //! The same input gives the same image, whatever the machine that the program runs on, and nothing else of it is read.
 
 use super::{Work, converted, ended, machine, manifest_digest, program};
-use crate::support::{run, tools};
+use crate::support::{SYSTEM, is_below, run, tools, traced};
 use std::collections::BTreeSet;
 use std::process::Command;
 
@@ -103,50 +103,16 @@ fn nothing_of_the_host_is_opened() {
         work.path("").display().to_string(),
         program().display().to_string(),
     ];
-    let system = [
-        "/etc/ld.so.",
-        "/lib",
-        "/usr/lib/",
-        "/proc/self/",
-        "/proc/stat",
-        "/proc/sys/vm/overcommit_memory",
-        "/proc/sys/kernel/random/boot_id",
-        "/proc/cpuinfo",
-        "/sys/fs/cgroup/",
-        "/sys/devices/system/cpu",
-        "/dev/null",
-        "/dev/urandom",
-        "/dev/tty",
-    ];
     let text = std::fs::read_to_string(&trace).unwrap();
     let mut strange = BTreeSet::new();
-    for line in text.lines() {
-        let Some(call) = line.split_once(' ').map(|(_, call)| call.trim_start()) else {
-            continue;
-        };
+    for (call, path) in traced(&text) {
         if call.starts_with("connect(") {
             strange.insert(call.to_owned());
         }
-        // The first path between quotation marks; relative ones are of a directory that -y names.
-        let Some(path) = call.split('"').nth(1) else {
-            continue;
-        };
-        let of = call
-            .split_once('<')
-            .and_then(|(_, rest)| rest.split_once('>'))
-            .map_or("", |(dir, _)| dir);
-        let path = if path.starts_with('/') {
-            path.to_owned()
-        } else {
-            format!("{of}/{path}")
-        };
-        let inside = |prefix: &str| path.starts_with(prefix.trim_end_matches('/'));
+        let Some(path) = path else { continue };
         // Where a path leads is asked of each directory above it; that opens nothing.
         let asks = call.starts_with("readlink") && allowed.iter().any(|a| a.starts_with(&path));
-        if asks {
-            continue;
-        }
-        if !allowed.iter().any(|a| inside(a)) && !system.iter().any(|s| inside(s)) {
+        if !asks && !is_below(&path, &allowed) && !is_below(&path, SYSTEM) {
             strange.insert(call.to_owned());
         }
     }

@@ -1,0 +1,12 @@
+//! Invariant: whatever the bytes are, opening and reading them ends, with bytes or an error, and neither panics nor opens
+//! another file. What is called a hole reads as zeros, or fails.
+//! A disk in parts.
+#![no_main]
+
+use vm2k_fuzz::read;
+
+vm2k_fuzz::image_target!(|image| {
+    if let Some(path) = image.write(&["x.001", "x.002", "x.003", "x.004"]) {
+        read::disks(&path);
+    }
+});
