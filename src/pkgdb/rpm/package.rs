@@ -139,28 +139,31 @@ fn read(header: &Header<'_>, name: &str, notes: &mut Vec<String>) -> Result<Pack
         version: word(header, tag::VERSION, "VERSION")?,
         release: Some(word(header, tag::RELEASE, "RELEASE")?),
         // The keys that rpm keeps as packages have none.
-        arch: header.text(tag::ARCH)?.filter(|_| name != super::PUBKEY),
-        source: header
-            .text(tag::SOURCE_RPM)?
-            .map(|name| SourcePackage { name, version: None }),
+        arch: said(header, tag::ARCH)?.filter(|_| name != super::PUBKEY),
+        source: said(header, tag::SOURCE_RPM)?.map(|name| SourcePackage { name, version: None }),
         size,
         database: NAME,
         conffiles: conffiles(&files),
         files,
         relations,
-        maintainer: header.text(tag::PACKAGER)?,
-        vendor: header.text(tag::VENDOR)?,
-        module: header.text(tag::MODULARITY_LABEL)?,
+        maintainer: said(header, tag::PACKAGER)?,
+        vendor: said(header, tag::VENDOR)?,
+        module: said(header, tag::MODULARITY_LABEL)?,
         installed_at: header
             .number(tag::INSTALL_TIME)?
             .and_then(|t| i64::try_from(t).ok()),
-        section: header.text(tag::GROUP)?,
-        origin: header.text(tag::DISTRIBUTION)?,
-        license: header.text(tag::LICENSE)?,
-        summary: header.text(tag::SUMMARY)?,
-        homepage: header.text(tag::URL)?,
+        section: said(header, tag::GROUP)?,
+        origin: said(header, tag::DISTRIBUTION)?,
+        license: said(header, tag::LICENSE)?,
+        summary: said(header, tag::SUMMARY)?,
+        homepage: said(header, tag::URL)?,
         ..Package::default()
     })
+}
+
+/// The text of a tag. `(none)` is what rpm prints for a tag that is missing, and writes into the headers of its keys.
+fn said(header: &Header<'_>, tag: u32) -> Result<Option<String>> {
+    Ok(header.text(tag)?.filter(|text| text != "(none)"))
 }
 
 fn bad(what: impl Into<String>) -> Error {
