@@ -187,6 +187,7 @@ Packager: Nobody <nobody@example.org>
 URL: https://example.org/greeter
 Group: Applications/Internet
 ModularityLabel: greeter:2:9020260101000000:00000000:x86_64
+AutoReqProv: no
 Requires: nginx-light, greeter-libs(abi) = 2, (less if man-db)
 Requires(post): /bin/sh, coreutils
 Recommends: greeter-extras
@@ -199,6 +200,7 @@ Version: 2.0
 Release: 1.module_el9
 Summary: What it needs
 ModularityLabel: greeter:2:9020260101000000:00000000:x86_64
+AutoReqProv: no
 Provides: greeter-libs(abi) = 2
 Requires: libc6
 %description -n greeter-libs

@@ -324,8 +324,7 @@ build --define '_binary_filedigest_algorithm 1' SPECS/small.spec
 build --define '_binary_filedigest_algorithm 2' SPECS/other.spec
 for a in 9 10; do sed "s/^Name:.*/Name: other-$a/" SPECS/other.spec >SPECS/other-$a.spec; build --define "_binary_filedigest_algorithm $a" SPECS/other-$a.spec; done
 install() { rpm --dbpath $PWD/db --nodeps --noscripts --justdb -i "$@" 2>/dev/null; }
-install --excludedocs RPMS/*/vm2k-base-*.rpm
-install RPMS/*/{long,small}-*.rpm
+install RPMS/*/{vm2k-base,long,small}-*.rpm
 install --replacefiles RPMS/*/other-1-1*.rpm
 install --replacefiles RPMS/*/other-{9,10}-*.rpm
 sqlite3 db/rpmdb.sqlite 'pragma wal_checkpoint(truncate)' >/dev/null
@@ -482,10 +481,7 @@ fn every_kind_holds_the_same() {
         .map(|f| f.facts.as_ref().unwrap().state)
         .filter(|s| *s != FileState::Normal)
         .collect();
-    assert!(
-        states.contains(&FileState::NotInstalled) && states.contains(&FileState::Replaced),
-        "{states:?}"
-    );
+    assert!(states.contains(&FileState::Replaced), "{states:?}");
     let equal = |what: &str, kind: &str, bytes: Vec<u8>| {
         let found = rpm::read_bytes(kind, bytes, None).unwrap_or_else(|e| panic!("{what}: {e}"));
         assert!(found == listing, "{what}: {:?}", found.problems);
@@ -826,14 +822,13 @@ fn mutants_of_every_kind() {
         return;
     }
     let dir = dir.path();
-    // The long one last, and some of the small ones.
-    let mut few: Vec<(u32, Vec<u8>)> = blobs
+    // Small ones, of which some need overflow pages: a mutant that only changes text says little.
+    let few: Vec<(u32, Vec<u8>)> = blobs
         .iter()
         .filter(|(_, b)| b.len() < 12_000)
-        .take(9)
+        .take(10)
         .cloned()
         .collect();
-    few.extend(blobs.iter().filter(|(_, b)| b.len() > 100_000).take(1).cloned());
     assert_eq!(few.len(), 10);
     let nothing: fn(&mut [u8]) = |_| {};
     let plain = |kind: &'static str| move |bytes| rpm::read_bytes(kind, bytes, None);
@@ -847,7 +842,7 @@ fn mutants_of_every_kind() {
     let numbers: Vec<String> = few.iter().map(|(n, _)| n.to_string()).collect();
     bash(
         &format!(
-            "cd $1; rm -rf w x y; mkdir w; sqlite3 w/d <<'S' >/dev/null\nattach 'db/rpmdb.sqlite' as a;\npragma main.page_size=512;\ncreate table Packages (hnum INTEGER PRIMARY KEY AUTOINCREMENT, blob BLOB NOT NULL);\ninsert into Packages select * from a.Packages where hnum in ({});\n.system cp w/d x\npragma journal_mode=wal; pragma wal_autocheckpoint=0;\ndelete from Packages where hnum in (select min(hnum) from Packages);\nupdate Packages set blob=blob||x'' where length(blob) < 6000;\n.system cp w/d-wal y\nS",
+            "cd $1; rm -rf w x y; mkdir w; sqlite3 w/d <<'S' >/dev/null\nattach 'db/rpmdb.sqlite' as a;\npragma main.page_size=512;\ncreate table Packages (hnum INTEGER PRIMARY KEY AUTOINCREMENT, blob BLOB NOT NULL);\ninsert into Packages select * from a.Packages where hnum in ({});\n.system cp w/d x\npragma journal_mode=wal; pragma wal_autocheckpoint=0;\ndelete from Packages where hnum in (select min(hnum) from Packages);\nupdate Packages set hnum=hnum+500 where length(blob) < 6000;\n.system cp w/d-wal y\nS",
             numbers.join(",")
         ),
         &[dir],
@@ -859,13 +854,13 @@ fn mutants_of_every_kind() {
     try_all("sqlite's log", &log, repair_wal, &|log| {
         rpm::read_bytes("rpmdb.sqlite", file.clone(), Some(log))
     });
-    let header = &few.iter().max_by_key(|(_, b)| b.len()).unwrap().1;
+    let longest = &blobs.iter().max_by_key(|(_, b)| b.len()).unwrap().1;
     let base = &blobs
         .iter()
         .find(|(_, b)| b.windows(9).any(|w| w == b"vm2k-base"))
         .unwrap()
         .1;
-    for (name, header) in [("header", base), ("long header", header)] {
+    for (name, header) in [("header", base), ("long header", longest)] {
         try_all(name, header, nothing, &|bytes| {
             let mut notes = Vec::new();
             let package = rpm::package(&Header::parse(&bytes)?, &mut notes)?;

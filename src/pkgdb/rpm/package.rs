@@ -454,6 +454,38 @@ mod tests {
     }
 
     #[test]
+    fn states_and_flags_of_files() {
+        let names = strings(&["/a", "/b", "/c", "/d", "/e", "/f"]);
+        let flags = words(&[1, 1, 1 | 16, 1, 1 | 64, 1 | 8]);
+        let p = parse(&[
+            (1027, 8, 6, &names),
+            (1029, 1, 6, &[0, 1, 2, 3, 0, 4]),
+            (1037, 4, 6, &flags),
+            (5011, 4, 1, &words(&[11])),
+            (1035, 8, 6, &strings(&["00", "", "", "", "", ""])),
+        ])
+        .unwrap();
+        let facts = |n: usize| p.files[n].facts.as_deref().unwrap();
+        let states: Vec<FileState> = (0..6).map(|n| facts(n).state).collect();
+        assert_eq!(
+            states,
+            [
+                FileState::Normal,
+                FileState::Replaced,
+                FileState::NotInstalled,
+                FileState::NetShared,
+                FileState::Normal,
+                FileState::WrongColor
+            ]
+        );
+        assert!(facts(2).flags.noreplace && facts(4).flags.ghost && facts(5).flags.missing_ok);
+        // Neither what was left out or replaced, nor the ghost; an algorithm that is not read is no digest.
+        let paths: Vec<String> = p.conffiles.iter().map(|c| c.path.to_string()).collect();
+        assert_eq!(paths, ["/a", "/d"]);
+        assert_eq!(facts(0).digest, None);
+    }
+
+    #[test]
     fn what_makes_no_sense_is_refused() {
         let index = |n: u32| words(&[n]);
         let dirs: (u32, u32, u32, &[u8]) = (1118, 8, 1, b"/d/\0");
