@@ -27,6 +27,7 @@ mod oci;
 mod packages;
 mod states;
 #[allow(dead_code, reason = "shared by the modules beside it")]
+mod rpm;
 mod support;
 mod vfat;
 mod volume;
