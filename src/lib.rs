@@ -39,6 +39,7 @@ pub mod pkgdb;
 pub mod plan;
 pub mod progress;
 pub mod read_at;
+pub mod repository;
 pub mod scratch;
 pub mod source;
 pub mod store;

@@ -9,7 +9,7 @@ mod auth;
 mod config;
 mod document;
 mod durable;
-mod http;
+pub(crate) mod http;
 pub(crate) mod layer;
 mod layout;
 pub(crate) mod listing;
