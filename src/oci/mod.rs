@@ -8,7 +8,7 @@ pub(crate) mod archive;
 mod auth;
 mod config;
 mod document;
-mod durable;
+pub(crate) mod durable;
 pub(crate) mod http;
 pub(crate) mod layer;
 mod layout;
