@@ -430,7 +430,10 @@ fn from(prepared: &Prepared, options: &Options) -> From {
         .as_ref()
         .and_then(|c| c.user().clone());
     let digest = &base.reference.digest;
-    let mut why = wrapped(&format!("{}.", Escaped(base.reference.reason.as_bytes())));
+    let mut why = wrapped(&format!(
+        "The base: {}.",
+        Escaped(base.reference.reason.as_bytes())
+    ));
     let from = match (&options.from, Reference::parse(&base.reference.reference)) {
         (Some(from), _) => from.clone(),
         (None, Ok(Reference::Registry(name))) => {
