@@ -3,6 +3,7 @@
 mod image;
 
 pub use image::assemble;
+pub(crate) use image::image_labels;
 
 use crate::arch::Arch;
 use crate::diff::{ContentHash, Known, Side, compare};

@@ -10,6 +10,7 @@ mod assembly;
 mod btrfs;
 mod directory;
 mod disk;
+mod distributions;
 mod e2e;
 mod everything;
 mod ext4;
