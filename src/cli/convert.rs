@@ -142,7 +142,7 @@ pub(super) fn run(common: &Common, arguments: &Arguments, ui: &Ui) -> anyhow::Re
     let outputs = arguments
         .output
         .iter()
-        .map(|o| Output::parse(o))
+        .map(|o| Output::parse_output(o))
         .collect::<Result<Vec<_>, _>>()?;
     if !arguments.dry_run {
         outputs.iter().try_for_each(oci::check)?;

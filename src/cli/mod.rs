@@ -126,6 +126,7 @@ pub fn run() -> ExitCode {
         Command::Man(arguments) => pages::man(arguments),
     };
     ui.finish();
+    crate::scratch::wait_if_ending();
     match result {
         Ok(code) => ExitCode::from(code),
         // A reader that has seen enough (`| head`) is no failure.

@@ -90,7 +90,7 @@ impl TarFile {
 }
 
 /// The name by which engines shall know the image: as docker prints it, with a tag.
-fn repo_tag(name: &str) -> Option<String> {
+pub(crate) fn repo_tag(name: &str) -> Option<String> {
     let full = write::full_name(name)?;
     let tag = full.tag.as_deref().unwrap_or("latest");
     let repository = match full.registry.as_str() {
