@@ -28,6 +28,7 @@ pub mod diff;
 pub mod digest;
 pub mod disk;
 pub mod distro;
+pub mod engine;
 pub mod error;
 pub mod fs;
 pub mod inventory;

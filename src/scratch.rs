@@ -95,10 +95,15 @@ fn cleanups() -> std::sync::MutexGuard<'static, BTreeMap<u64, Work>> {
     CLEANUPS.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
+/// True once a signal ends the program.
+pub fn is_ending() -> bool {
+    ENDING.load(Ordering::SeqCst)
+}
+
 /// Returns at once, unless a signal is ending the program: then it never does. What fails because its temporaries are
 /// taken away must not end the process with a code of its own.
 pub fn wait_if_ending() {
-    while ENDING.load(Ordering::SeqCst) {
+    while is_ending() {
         std::thread::park();
     }
 }

@@ -12,9 +12,9 @@ use super::{Image, NewImage, OpenOptions, Reference, write_archive};
 use crate::error::{Error, Result};
 use crate::progress::{Progress, Stage};
 use crate::read_at::HostFile;
-use crate::scratch::{Cleanup, Scratch};
+use crate::scratch::Cleanup;
 use crate::store::Store;
-use bollard::query_parameters::{ImportImageOptions, RemoveContainerOptions, RemoveImageOptions, TagImageOptions};
+use bollard::query_parameters::{ImportImageOptions, RemoveImageOptions, TagImageOptions};
 use bollard::{BollardRequest, Docker, body_try_stream};
 use futures_util::StreamExt;
 use std::fs::File;
@@ -22,13 +22,15 @@ use std::io::Read;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::runtime::Runtime;
 
 /// How long an engine may take to say that it is there.
 const HELLO: Duration = Duration::from_secs(10);
 /// After so long a silence it is asked whether it is alive.
 const SILENCE: Duration = Duration::from_secs(20);
+/// How often it is looked whether a signal ends the program.
+const LOOK: Duration = Duration::from_millis(100);
 /// The longest time for one answer to begin: `docker save` gathers the whole image first. [`SILENCE`] is what ends a wait
 /// for an engine that died.
 const ANSWER: Duration = Duration::from_secs(24 * 3600);
@@ -119,20 +121,26 @@ impl Daemon {
         }
     }
 
-    /// Runs `work` to its end, as long as the engine is alive.
+    /// Runs `work` to its end, as long as the engine is alive and no signal ends the program.
     async fn alive<T>(
         &self,
         what: &str,
         work: impl Future<Output = Result<T, bollard::errors::Error>>,
     ) -> Result<T> {
         let mut work = std::pin::pin!(work);
+        let mut heard = Instant::now();
         loop {
             tokio::select! {
                 done = &mut work => return done.map_err(|e| self.failed(what, e)),
-                () = tokio::time::sleep(SILENCE) => {
-                    let asked = self.docker.clone().with_timeout(HELLO);
-                    asked.ping().await.map_err(|e| self.failed(what, e))?;
-                }
+                () = tokio::time::sleep(LOOK) => {}
+            }
+            if crate::scratch::is_ending() {
+                return Err(Error::refused(format!("{what}: interrupted")));
+            }
+            if heard.elapsed() > SILENCE {
+                let asked = self.docker.clone().with_timeout(HELLO);
+                asked.ping().await.map_err(|e| self.failed(what, e))?;
+                heard = Instant::now();
             }
         }
     }
@@ -200,16 +208,20 @@ impl Daemon {
     /// image goes with it if nothing else holds it.
     pub(crate) fn lend(&self, image: &NewImage, kind: &str, stage: &dyn Stage) -> Result<Lent> {
         let lent = self.private(kind);
-        let dir = match image.layers.iter().find_map(super::Layer::store) {
-            Some(store) => store.dir().join("tmp"),
-            None => std::env::temp_dir(),
+        let file = match image.layers.iter().find_map(super::Layer::store) {
+            Some(store) => store.temporary()?,
+            None => tempfile::tempfile().map_err(|e| Error::io("making a temporary file", e))?,
         };
-        let archive = Scratch::new(dir.join(format!("{}-{kind}.tar", std::process::id())));
-        write_archive::docker(archive.path(), Some(&lent.name), image, stage)?;
-        let open = |e| Error::io(format!("reading {}", archive.path().display()), e);
-        let file = File::open(archive.path()).map_err(open)?;
+        let shown = Path::new(&lent.name);
+        let file = write_archive::docker_unnamed(file, shown, lent.name.clone(), image, stage)?;
         self.load(file)?;
         Ok(lent)
+    }
+
+    /// The ID of an image.
+    pub(crate) fn id(&self, name: &str) -> Result<String> {
+        let image = self.run("looking at an image", self.docker.inspect_image(name))?;
+        image.id.ok_or_else(|| Error::corrupt(format!("the engine's image {name} has no ID"), 0))
     }
 
     /// A private name that nobody has, and that is taken away when this is dropped.
@@ -220,7 +232,7 @@ impl Daemon {
         let (address, undone) = (self.address.clone(), name.clone());
         Lent {
             name,
-            _undo: Cleanup::new(move || undo(&address, &[], &[undone])),
+            _undo: Cleanup::new(move || undo(&address, &Traces::default(), &[undone])),
         }
     }
 
@@ -292,9 +304,22 @@ impl Daemon {
             }
             request
         });
+        let runtime = lock(&self.runtime);
+        let done = self.follow(&runtime, &docker, &mut line);
+        // The connection closes when its task is run: that tells the engine of an end that came early.
+        runtime.block_on(async { tokio::time::sleep(Duration::from_millis(10)).await });
+        done
+    }
+
+    /// Sends the request of [`Self::build`] and follows the answer.
+    fn follow(
+        &self,
+        runtime: &Runtime,
+        docker: &Docker,
+        line: &mut dyn FnMut(&[u8]) -> Result<()>,
+    ) -> Result<()> {
         let what = "building an image";
         let mut stream = std::pin::pin!(docker.export_images(&[]));
-        let runtime = lock(&self.runtime);
         let mut rest = Vec::new();
         while let Some(chunk) = runtime.block_on(self.alive(what, next(&mut stream)))? {
             rest.extend_from_slice(&chunk);
@@ -328,26 +353,55 @@ pub(crate) struct Lent {
     _undo: Cleanup,
 }
 
-/// Removes containers, then names of images, or images by ID, as far as that can be done within seconds.
-pub(crate) fn undo(address: &str, containers: &[String], images: &[String]) {
+/// What a build leaves in an engine while it runs.
+#[derive(Debug, Default, Clone)]
+pub(crate) struct Traces {
+    /// The image that it began with.
+    pub(crate) base: Option<String>,
+    /// IDs that the engine seems to have called images of steps, in their order. What a step prints looks the same.
+    pub(crate) steps: Vec<String>,
+    /// The image that it made.
+    pub(crate) image: Option<String>,
+}
+
+impl Traces {
+    /// Those of the steps that were made on top of the base and of each other, and have no name: an image of somebody else
+    /// that the output of a step names is none of them.
+    async fn own(&self, docker: &Docker) -> Vec<String> {
+        let mut own = Vec::new();
+        let mut parent = self.base.clone();
+        for step in &self.steps {
+            let Ok(image) = docker.inspect_image(step).await else {
+                continue;
+            };
+            let unnamed = image.repo_tags.is_none_or(|tags| tags.is_empty());
+            let history = docker.image_history(step).await.unwrap_or_default();
+            let is_parent = |parent: &String| history.iter().skip(1).any(|above| above.id == *parent);
+            if unnamed && parent.as_ref().is_some_and(is_parent) {
+                own.extend(image.id.clone());
+                parent = image.id;
+            }
+        }
+        own.extend(self.image.clone());
+        own
+    }
+}
+
+/// Removes what a build left, then names of images, as far as that can be done within seconds.
+pub(crate) fn undo(address: &str, traces: &Traces, names: &[String]) {
     let work = async {
         let docker = Docker::connect_with_host(address)?.with_timeout(HELLO);
         let docker = docker.negotiate_version().await?;
-        for container in containers {
-            let options = RemoveContainerOptions {
-                force: true,
-                v: true,
-                ..RemoveContainerOptions::default()
-            };
-            let _ = docker.remove_container(container, Some(options)).await;
-        }
-        for image in images {
-            // What was killed a moment ago may hold its image for another one.
-            for _ in 0..20 {
+        let mut images = traces.own(&docker).await;
+        images.reverse();
+        images.extend(names.iter().cloned());
+        for image in &images {
+            // A container that is being killed holds its image a moment longer.
+            for _ in 0..30 {
                 let gone = docker.remove_image(image, None::<RemoveImageOptions>, None).await;
                 match gone {
                     Err(bollard::errors::Error::DockerResponseServerError { status_code: 409, .. }) => {
-                        tokio::time::sleep(Duration::from_millis(100)).await;
+                        tokio::time::sleep(LOOK).await;
                     }
                     _ => break,
                 }
@@ -357,7 +411,13 @@ pub(crate) fn undo(address: &str, containers: &[String], images: &[String]) {
     };
     // A thread of its own: this may run where another runtime does.
     std::thread::scope(|scope| {
-        let done = scope.spawn(|| runtime().map(|runtime| runtime.block_on(async { tokio::time::timeout(UNDO, work).await })));
+        let done = scope.spawn(|| {
+            if crate::scratch::is_ending() {
+                // Who follows the build lets go of it first.
+                std::thread::sleep(3 * LOOK);
+            }
+            runtime().map(|runtime| runtime.block_on(async { tokio::time::timeout(UNDO, work).await }))
+        });
         let _ = done.join();
     });
 }
