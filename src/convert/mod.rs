@@ -1,7 +1,10 @@
-//! The pipeline from a machine to an image, one step a line: [`prepare`] decides, [`build`] makes.
+//! The pipeline from a machine to an image, one step a line: [`prepare`] decides, [`build`] makes. Between the two
+//! [`build_context`] may let an engine build a part, and decides again.
 
+mod built;
 mod image;
 
+pub use built::{BuildFailed, Building, OnTop, Weights, build_context, weigh};
 pub use image::assemble;
 
 use crate::arch::Arch;
@@ -96,6 +99,8 @@ pub struct Prepared {
     pub document: Document,
     /// The tree that the image will show.
     pub image: Tree,
+    /// What an engine put between the base and the new layers.
+    pub on_top: Option<OnTop>,
     /// Hashes of the machine's contents, as far as they are known.
     known: Known,
 }
@@ -125,15 +130,36 @@ pub fn prepare(
         (inventory, base)
     });
     let (inventory, base) = (inventory?, base?);
+    let known = remembered(machine, store);
+    decide(machine, options, inventory, base, None, known, store, progress)
+}
+
+/// Compares the machine with what lies below the new layers, the built image `under` or else the base, and plans. On a built
+/// image all goes into one layer.
+#[expect(
+    clippy::too_many_arguments,
+    reason = "each is a different thing, and all are needed"
+)]
+fn decide(
+    machine: Machine<'_>,
+    options: &Options,
+    inventory: Inventory,
+    base: Option<Base>,
+    under: Option<&ImageSource>,
+    mut known: Known,
+    store: &Arc<Store>,
+    progress: &dyn Progress,
+) -> anyhow::Result<Prepared> {
+    let source = machine.source;
     let nothing = Tree::new(Vec::new());
-    let base_tree = base.as_ref().map_or(&nothing, |b| b.source.tree());
-    let mut known = remembered(machine, store);
-    let diff = match &base {
-        Some(base) => {
-            let hashes = known_contents(&base.source);
+    let below = under.or(base.as_ref().map(|b| &b.source));
+    let base_tree = below.map_or(&nothing, |b| b.tree());
+    let diff = match below {
+        Some(below) => {
+            let hashes = known_contents(below);
             let (diff, new) = compare(
                 Side {
-                    source: &base.source,
+                    source: below,
                     known: &hashes,
                 },
                 Side {
@@ -162,7 +188,10 @@ pub fn prepare(
         false => redact::password_files(source)?,
     };
     let listed = inventory.packages.as_deref().unwrap_or_default();
-    let packages = package_facts(listed, base.as_ref(), options.plan.as_ref(), store)?;
+    let mut packages = package_facts(listed, base.as_ref(), options.plan.as_ref(), store)?;
+    if under.is_some() {
+        packages.iter_mut().for_each(|package| package.in_layer = false);
+    }
     let owners = &inventory.owners;
     let own: HashSet<GuestPath> = pkgdb::changed_conffiles(source, listed)?.into_iter().collect();
     let plan = make(Facts {
@@ -227,6 +256,7 @@ pub fn prepare(
         plan,
         document,
         image,
+        on_top: None,
         known,
     })
 }

@@ -23,10 +23,22 @@ const GRACE: Duration = Duration::from_secs(3);
 
 /// Its version, for people; `None` if it is not there.
 pub(super) fn version() -> Option<String> {
-    let output = Command::new(PROGRAM).arg("--version").stdin(Stdio::null()).output().ok()?;
-    let text = String::from_utf8(output.stdout).ok().filter(|_| output.status.success())?;
+    let output = Command::new(PROGRAM)
+        .arg("--version")
+        .stdin(Stdio::null())
+        .output()
+        .ok()?;
+    let text = String::from_utf8(output.stdout)
+        .ok()
+        .filter(|_| output.status.success())?;
     // buildah version 1.28.2 (image-spec ...)
-    Some(text.split(" (").next().unwrap_or_default().trim().replace(" version", ""))
+    Some(
+        text.split(" (")
+            .next()
+            .unwrap_or_default()
+            .trim()
+            .replace(" version", ""),
+    )
 }
 
 /// buildah with `arguments`, nothing on its stdin.
@@ -42,9 +54,15 @@ fn run(command: &mut Command, what: &str) -> Result<String> {
     let output = command.output().map_err(started)?;
     if !output.status.success() {
         let said = String::from_utf8_lossy(&output.stderr);
-        let cause = said.lines().rfind(|line| !line.trim().is_empty()).unwrap_or("it does not say why");
-        return Err(Error::io(format!("{PROGRAM}: {what}"), std::io::Error::other(cause.to_owned()))
-            .hint("`buildah info` shows its storage; STORAGE_DRIVER=vfs works where overlay does not"));
+        let cause = said
+            .lines()
+            .rfind(|line| !line.trim().is_empty())
+            .unwrap_or("it does not say why");
+        return Err(Error::io(
+            format!("{PROGRAM}: {what}"),
+            std::io::Error::other(cause.to_owned()),
+        )
+        .hint("`buildah info` shows its storage; STORAGE_DRIVER=vfs works where overlay does not"));
     }
     Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
@@ -101,7 +119,10 @@ pub(super) fn build(
         };
         oci::write(&layout, &as_new(base), progress)?;
         let _stage = progress.stage("giving the base image to buildah", None);
-        let pulled = run(buildah(&["pull", "--quiet"]).arg(layout.to_string()), "taking the base image")?;
+        let pulled = run(
+            buildah(&["pull", "--quiet"]).arg(layout.to_string()),
+            "taking the base image",
+        )?;
         let id = pulled.lines().last().unwrap_or_default().to_owned();
         run(&mut buildah(&["tag", &id, &base_name]), "naming the base image")?;
         // The name that the pull gave it is taken away; images of the same content keep theirs.
@@ -118,7 +139,10 @@ pub(super) fn build(
     if base.is_some() {
         command.args(["--pull=false", "--from", &base_name]);
     }
-    command.args(["--tag", &image_name, "--file"]).arg(request.context.join("Dockerfile")).arg(request.context);
+    command
+        .args(["--tag", &image_name, "--file"])
+        .arg(request.context.join("Dockerfile"))
+        .arg(request.context);
     {
         let stage = progress.stage("building with buildah", None);
         let mut log = Log::new(request.file_name(), &dockerfile, progress);
@@ -130,7 +154,10 @@ pub(super) fn build(
     };
     let stage = progress.stage("reading the built image", None);
     // Not compressed: that is done later, as for every layer.
-    run(buildah(&["push", "--quiet", "--disable-compression", &image_name]).arg(layout.to_string()), "giving out the image")?;
+    run(
+        buildah(&["push", "--quiet", "--disable-compression", &image_name]).arg(layout.to_string()),
+        "giving out the image",
+    )?;
     let mut image = oci::open(&layout, options, progress)?;
     keep(&mut image, options, &*stage)?;
     Ok(Built {
@@ -158,7 +185,12 @@ fn work_dir() -> Result<Scratch> {
     let dir = tempfile::Builder::new()
         .prefix("vm2k-build-")
         .tempdir()
-        .map_err(|e| Error::io(format!("making a directory in {}", std::env::temp_dir().display()), e))?;
+        .map_err(|e| {
+            Error::io(
+                format!("making a directory in {}", std::env::temp_dir().display()),
+                e,
+            )
+        })?;
     Ok(Scratch::new(dir.keep()))
 }
 
@@ -198,7 +230,10 @@ fn follow(mut command: Command, group: &AtomicI32, log: &mut Log<'_>, add: &dyn 
         if let Some((number, of)) = step(&text) {
             log.step(Some(number), of);
         } else {
-            if let Some(error) = text.strip_prefix("Error: ").or_else(|| text.strip_prefix("error ")) {
+            if let Some(error) = text
+                .strip_prefix("Error: ")
+                .or_else(|| text.strip_prefix("error "))
+            {
                 why = Some(error.trim().to_owned());
             }
             log.print(&line);

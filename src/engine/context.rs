@@ -69,7 +69,10 @@ impl ContextTar {
                 };
                 todo.push_back(Member { name, from });
                 if todo.len() > MAX_FILES {
-                    return Err(Error::unsupported(format!("{}: a build context of more than {MAX_FILES} files", dir.display())));
+                    return Err(Error::unsupported(format!(
+                        "{}: a build context of more than {MAX_FILES} files",
+                        dir.display()
+                    )));
                 }
             }
         }
@@ -190,7 +193,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let long = format!("{}/{}", "d".repeat(90), "f".repeat(90));
         std::fs::create_dir(dir.path().join("d".repeat(90))).unwrap();
-        for (name, bytes) in [("Dockerfile", &b"FROM x\n"[..]), ("empty", b""), ("block", &[7; 512]), (&long, &[9; 700_001])] {
+        for (name, bytes) in [
+            ("Dockerfile", &b"FROM x\n"[..]),
+            ("empty", b""),
+            ("block", &[7; 512]),
+            (&long, &[9; 700_001]),
+        ] {
             std::fs::write(dir.path().join(name), bytes).unwrap();
         }
         std::os::unix::fs::symlink("block", dir.path().join("link")).unwrap();
@@ -206,7 +214,14 @@ mod tests {
             found.insert(name, (entry.header().entry_type().as_byte(), content.len()));
         }
         let dir_name = "d".repeat(90);
-        let wanted = [("Dockerfile", (b'0', 7)), ("block", (b'0', 512)), (&dir_name, (b'5', 0)), (&long, (b'0', 700_001)), ("empty", (b'0', 0)), ("link", (b'2', 0))];
+        let wanted = [
+            ("Dockerfile", (b'0', 7)),
+            ("block", (b'0', 512)),
+            (&dir_name, (b'5', 0)),
+            (&long, (b'0', 700_001)),
+            ("empty", (b'0', 0)),
+            ("link", (b'2', 0)),
+        ];
         assert_eq!(found, wanted.map(|(name, is)| (name.to_owned(), is)).into());
     }
 

@@ -78,7 +78,8 @@ pub(super) fn build(
         match daemon.build(&query, Box::new(chunks), |line| build.line(line)) {
             Ok(()) => {
                 let made = lock(&traces).image.clone();
-                break made.ok_or_else(|| build.log.failure("the engine says of no image that it made it"))?;
+                break made
+                    .ok_or_else(|| build.log.failure("the engine says of no image that it made it"))?;
             }
             // An engine whose BuildKit works for nobody without a session has the classic builder still.
             Err(e) if buildkit && !build.begun && chain(&e).contains("session") => buildkit = false,
@@ -88,7 +89,11 @@ pub(super) fn build(
     drop(stage);
     let reference = Reference::DockerDaemon(image.clone());
     let image = daemon.image(&reference, &image, options, progress)?;
-    let builder = if buildkit { "BuildKit" } else { "its classic builder" };
+    let builder = if buildkit {
+        "BuildKit"
+    } else {
+        "its classic builder"
+    };
     Ok(Built {
         image,
         engine: format!("{}, {builder}", daemon.version()?),
@@ -159,7 +164,10 @@ impl Build<'_> {
         match (line.id.as_deref(), &line.aux) {
             (Some("moby.buildkit.trace"), Some(serde_json::Value::String(message))) => {
                 let message = BASE64.decode(message).unwrap_or_default();
-                news(&message).unwrap_or_default().into_iter().for_each(|news| self.news(news));
+                news(&message)
+                    .unwrap_or_default()
+                    .into_iter()
+                    .for_each(|news| self.news(news));
             }
             (_, Some(aux)) => {
                 if let Some(id) = aux.get("ID").and_then(serde_json::Value::as_str) {
@@ -238,7 +246,12 @@ mod tests {
     #[test]
     fn steps_of_the_classic_builder() {
         assert_eq!(step("Step 2/13 : RUN a : b\n"), Some((2, "RUN a : b")));
-        for other in ["Step x/3 : RUN", "Steps 1/3 : RUN", "Step 1 : RUN", "step 1/2 : RUN"] {
+        for other in [
+            "Step x/3 : RUN",
+            "Steps 1/3 : RUN",
+            "Step 1 : RUN",
+            "step 1/2 : RUN",
+        ] {
             assert_eq!(step(other), None);
         }
     }
@@ -248,6 +261,7 @@ mod tests {
         let request = Request {
             context: std::path::Path::new("."),
             base: None,
+            ours: false,
             network: Some("a&b=c"),
         };
         assert!(query(&request, true).ends_with("version=2&networkmode=a%26b%3Dc"));

@@ -66,7 +66,10 @@ pub(crate) fn instructions(dockerfile: &str) -> Vec<Instruction> {
 
 /// `text` with every run of white space, and of backslashes before an end of line, as one blank.
 fn squeezed(text: &str) -> String {
-    text.replace("\\\n", " ").split_whitespace().collect::<Vec<_>>().join(" ")
+    text.replace("\\\n", " ")
+        .split_whitespace()
+        .collect::<Vec<_>>()
+        .join(" ")
 }
 
 /// A build on its way.
@@ -120,8 +123,12 @@ impl<'a> Log<'a> {
     /// only its beginning.
     fn find(&self, number: Option<usize>, text: &str) -> Option<usize> {
         let text = squeezed(text);
-        let numbered = number.and_then(|n| n.checked_sub(1)).filter(|n| *n < self.instructions.len());
-        let is = |i: &usize, test: &dyn Fn(&str) -> bool| self.instructions.get(*i).is_some_and(|at| test(&at.text));
+        let numbered = number
+            .and_then(|n| n.checked_sub(1))
+            .filter(|n| *n < self.instructions.len());
+        let is = |i: &usize, test: &dyn Fn(&str) -> bool| {
+            self.instructions.get(*i).is_some_and(|at| test(&at.text))
+        };
         let all = || numbered.into_iter().chain(0..self.instructions.len());
         let same = |at: &str| at == text;
         let begins = |at: &str| text.len() > 8 && (at.starts_with(&text) || text.starts_with(at));
@@ -166,7 +173,9 @@ impl<'a> Log<'a> {
             None => format!("building {}", self.file),
         };
         let printed: Vec<&str> = self.last.iter().map(String::as_str).collect();
-        let tail = printed.get(printed.len().saturating_sub(REPEATED)..).unwrap_or_default();
+        let tail = printed
+            .get(printed.len().saturating_sub(REPEATED)..)
+            .unwrap_or_default();
         let mut cause = squeezed(why);
         if !tail.is_empty() {
             cause.push_str(&format!("; the last that it printed: {}", tail.join(" | ")));
@@ -239,12 +248,21 @@ mod tests {
         log.print(b"Get:1 http://deb.debian.org\n10%\r20%\rdone\nE: \x1b[31mUnable\x1b[0m to locate package\nE: Temporary failure resolving 'x'\n");
         let error = log.failure("exit code 100");
         assert_eq!(error.code(), code::NETWORK);
-        assert_eq!(error.to_string(), "Dockerfile line 4: RUN apt-get update && apt-get install -y nginx");
+        assert_eq!(
+            error.to_string(),
+            "Dockerfile line 4: RUN apt-get update && apt-get install -y nginx"
+        );
         let cause = std::error::Error::source(&error).unwrap().to_string();
-        assert!(cause.contains("exit code 100") && cause.contains("done | E: Unable to locate package"), "{cause}");
+        assert!(
+            cause.contains("exit code 100") && cause.contains("done | E: Unable to locate package"),
+            "{cause}"
+        );
         log.step(Some(4), "RUN exit 7");
         let error = log.failure("exit code 7");
-        assert_eq!((error.code(), error.to_string()), (code::FAILED, "Dockerfile line 8: RUN exit 7".into()));
+        assert_eq!(
+            (error.code(), error.to_string()),
+            (code::FAILED, "Dockerfile line 8: RUN exit 7".into())
+        );
     }
 
     #[test]
@@ -253,6 +271,9 @@ mod tests {
         log.step(Some(2), "RUN exit 7");
         assert!(log.failure("x").to_string().contains("line 8"));
         log.step(None, "[internal] load metadata");
-        assert_eq!(log.failure("x").to_string(), "Dockerfile: [internal] load metadata");
+        assert_eq!(
+            log.failure("x").to_string(),
+            "Dockerfile: [internal] load metadata"
+        );
     }
 }

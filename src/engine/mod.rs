@@ -7,7 +7,7 @@ mod docker;
 mod log;
 mod trace;
 
-use crate::error::{Error, Result, code};
+use crate::error::{Error, Result};
 use crate::oci::daemon::Daemon;
 use crate::oci::{Image, OpenOptions};
 use crate::progress::Progress;
@@ -33,6 +33,8 @@ pub struct Request<'a> {
     /// The image that stands for the one behind `FROM`, if that names it by its digest: the engine is given it and need not
     /// fetch it.
     pub base: Option<&'a Image>,
+    /// True if this program wrote the context: what is behind `FROM` is `base`, whatever its name.
+    pub ours: bool,
     /// The network of `RUN` commands in the engine's words: `host`, `none`, ... `None`: what the engine does by itself.
     pub network: Option<&'a str>,
 }
@@ -56,7 +58,10 @@ impl Request<'_> {
         let failed = |e| Error::io(format!("reading {}", path.display()), e);
         let size = std::fs::metadata(&path).map_err(failed)?.len();
         if size > MAX_DOCKERFILE {
-            return Err(Error::unsupported(format!("{}: a Dockerfile of {size} bytes", path.display())));
+            return Err(Error::unsupported(format!(
+                "{}: a Dockerfile of {size} bytes",
+                path.display()
+            )));
         }
         std::fs::read_to_string(&path).map_err(failed)
     }
@@ -72,11 +77,34 @@ impl Request<'_> {
             return false;
         };
         let named = |name: &str| name == from || base.reference.to_string() == from;
-        from.contains(&base.manifest_digest.to_string())
+        self.ours
+            || from.contains(&base.manifest_digest.to_string())
             || from.contains(&base.config_digest.to_string())
             || base.reference.registry_name().as_deref().is_some_and(named)
             || named(&base.reference.to_string())
     }
+}
+
+/// `Ok` if somebody is there who builds.
+///
+/// # Errors
+/// [`Error::Network`] if no engine answers, [`Error::Unsupported`] if buildah is asked for and not there.
+pub fn check(choice: Choice) -> Result<()> {
+    let there = || Daemon::connect().map(drop);
+    match (choice, buildah::version()) {
+        (Choice::Docker, _) => there(),
+        (Choice::Buildah, None) => Err(no_buildah()),
+        (Choice::Auto, None) => there().map_err(no_engine),
+        _ => Ok(()),
+    }
+}
+
+fn no_buildah() -> Error {
+    Error::unsupported("buildah is not installed").hint("install it, or build with --engine docker")
+}
+
+fn no_engine(e: Error) -> Error {
+    e.hint("or install buildah")
 }
 
 /// Builds the context and opens what came of it. What the build prints goes to `progress`.
@@ -92,7 +120,7 @@ pub fn build(
 ) -> Result<Built> {
     let with_buildah = |version: Option<String>| match version {
         Some(version) => buildah::build(version, request, options, progress),
-        None => Err(Error::unsupported("buildah is not installed").hint("install it, or build with --engine docker")),
+        None => Err(no_buildah()),
     };
     match choice {
         Choice::Docker => docker::build(&Daemon::connect()?, request, options, progress),
@@ -100,10 +128,7 @@ pub fn build(
         Choice::Auto => match (Daemon::connect(), buildah::version()) {
             (Ok(daemon), _) => docker::build(&daemon, request, options, progress),
             (Err(_), Some(version)) => with_buildah(Some(version)),
-            (Err(e), None) => {
-                debug_assert_eq!(e.code(), code::NETWORK);
-                Err(e.hint("start a Docker Engine, say where it is with DOCKER_HOST, or install buildah"))
-            }
+            (Err(e), None) => Err(no_engine(e)),
         },
     }
 }

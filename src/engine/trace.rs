@@ -120,7 +120,15 @@ mod tests {
             "CnQKR3NoYTI1NjozZGIwNDAwNzM3NTg2OTAzYTJhOTM5NmQ3OTc0YzU2NjBkMGZkYmIwYmNkZDlkMTY1YzZhNzMwNzJkOThjMmUzGhtbMS8zXSBGUk9NIGxvY2FsaG9zdC9iYXNlOjEqDAiSw4fYBhDu3dyTAg==",
         );
         let digest = "sha256:3db0400737586903a2a9396d7974c5660d0fdbb0bcdd9d165c6a73072d98c2e3".to_owned();
-        assert_eq!(begun, [News::Vertex(digest, "[1/3] FROM localhost/base:1".into(), true, String::new())]);
+        assert_eq!(
+            begun,
+            [News::Vertex(
+                digest,
+                "[1/3] FROM localhost/base:1".into(),
+                true,
+                String::new()
+            )]
+        );
         assert_eq!(news(&[0xff; 40]), None);
         assert_eq!(news(&[0x0a, 0xff, 0xff, 0xff, 0xff, 0xff, 0x01]), None);
     }

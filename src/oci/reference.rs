@@ -128,7 +128,8 @@ impl Reference {
             if !rest.starts_with("sha256:") {
                 RegistryName::parse(rest)?;
             } else {
-                Digest::parse(rest).map_err(|_| Error::usage(format!("{text:?} names no image by its ID")))?;
+                Digest::parse(rest)
+                    .map_err(|_| Error::usage(format!("{text:?} names no image by its ID")))?;
             }
             return Ok(Self::DockerDaemon(rest.to_owned()));
         }
@@ -167,12 +168,15 @@ impl Reference {
     pub fn parse_output(text: &str) -> Result<Output> {
         match Self::parse(text)? {
             Self::Registry(_) => Err(
-                Error::unsupported(format!("writing to {text} is not supported yet"))
-                    .hint("write oci-archive:FILE and copy it with `skopeo copy oci-archive:FILE docker://REF`"),
+                Error::unsupported(format!("writing to {text} is not supported yet")).hint(
+                    "write oci-archive:FILE and copy it with `skopeo copy oci-archive:FILE docker://REF`",
+                ),
             ),
-            Self::DockerDaemon(name) if name.starts_with("sha256:") || name.contains('@') => Err(Error::usage(
-                format!("{text}: a new image in an engine has a name and a tag, not a digest"),
-            )),
+            Self::DockerDaemon(name) if name.starts_with("sha256:") || name.contains('@') => {
+                Err(Error::usage(format!(
+                    "{text}: a new image in an engine has a name and a tag, not a digest"
+                )))
+            }
             output => Ok(output),
         }
     }

@@ -82,10 +82,21 @@ impl Settings {
             host: Option<String>,
         }
         let dir = self.config.as_deref().unwrap_or(Path::new(""));
-        let file = dir.join("contexts/meta").join(Digest::of(name.as_bytes()).hex()).join("meta.json");
-        let bytes = std::fs::read(&file).map_err(|e| Error::io(format!("reading the docker context {name:?}: {}", file.display()), e))?;
+        let file = dir
+            .join("contexts/meta")
+            .join(Digest::of(name.as_bytes()).hex())
+            .join("meta.json");
+        let bytes = std::fs::read(&file).map_err(|e| {
+            Error::io(
+                format!("reading the docker context {name:?}: {}", file.display()),
+                e,
+            )
+        })?;
         let meta: Meta = super::super::parse(&bytes, &file.display().to_string())?;
-        let host = meta.endpoints.get("docker").and_then(|endpoint| endpoint.host.clone());
+        let host = meta
+            .endpoints
+            .get("docker")
+            .and_then(|endpoint| endpoint.host.clone());
         host.ok_or_else(|| Error::usage(format!("the docker context {name:?} names no engine")))
     }
 }
@@ -111,22 +122,49 @@ mod tests {
         std::fs::create_dir_all(&meta).unwrap();
         let text = r#"{"Name":"far","Metadata":{},"Endpoints":{"docker":{"Host":"tcp://10.0.0.1:2375","SkipTLSVerify":false}}}"#;
         std::fs::write(meta.join("meta.json"), text).unwrap();
-        std::fs::write(dir.path().join("config.json"), r#"{"auths":{},"currentContext":"far"}"#).unwrap();
+        std::fs::write(
+            dir.path().join("config.json"),
+            r#"{"auths":{},"currentContext":"far"}"#,
+        )
+        .unwrap();
         let config = || Some(dir.path().to_owned());
-        let current = Settings { config: config(), ..none() };
+        let current = Settings {
+            config: config(),
+            ..none()
+        };
         assert_eq!(current.address().unwrap(), "tcp://10.0.0.1:2375");
-        let usual = Settings { config: config(), context: Some("default".into()), ..none() };
+        let usual = Settings {
+            config: config(),
+            context: Some("default".into()),
+            ..none()
+        };
         assert_eq!(usual.address().unwrap(), USUAL);
-        let gone = Settings { config: config(), context: Some("gone".into()), ..none() };
+        let gone = Settings {
+            config: config(),
+            context: Some("gone".into()),
+            ..none()
+        };
         assert!(gone.address().is_err());
-        let host = Settings { config: config(), host: Some("unix:///x".into()), ..none() };
+        let host = Settings {
+            config: config(),
+            host: Some("unix:///x".into()),
+            ..none()
+        };
         assert_eq!(host.address().unwrap(), "unix:///x");
     }
 
     #[test]
     fn what_is_not_spoken_is_refused_by_name() {
-        for (host, tls) in [("ssh://me@host", false), ("npipe:////./pipe/x", false), ("tcp://h:2376", true)] {
-            let settings = Settings { host: Some(host.into()), tls, ..none() };
+        for (host, tls) in [
+            ("ssh://me@host", false),
+            ("npipe:////./pipe/x", false),
+            ("tcp://h:2376", true),
+        ] {
+            let settings = Settings {
+                host: Some(host.into()),
+                tls,
+                ..none()
+            };
             let error = settings.address().unwrap_err();
             assert_eq!(error.code(), crate::error::code::UNSUPPORTED, "{error}");
         }

@@ -117,7 +117,8 @@ impl Daemon {
             }
             E::DockerStreamError { error } => Error::io(what, std::io::Error::other(error))
                 .hint("the engine's log may say more (`journalctl -u docker`)"),
-            e => Error::network(what, e).hint("the engine went away, or is at its limits: see its log, and try again"),
+            e => Error::network(what, e)
+                .hint("the engine went away, or is at its limits: see its log, and try again"),
         }
     }
 
@@ -221,7 +222,9 @@ impl Daemon {
     /// The ID of an image.
     pub(crate) fn id(&self, name: &str) -> Result<String> {
         let image = self.run("looking at an image", self.docker.inspect_image(name))?;
-        image.id.ok_or_else(|| Error::corrupt(format!("the engine's image {name} has no ID"), 0))
+        image
+            .id
+            .ok_or_else(|| Error::corrupt(format!("the engine's image {name} has no ID"), 0))
     }
 
     /// A private name that nobody has, and that is taken away when this is dropped.
@@ -276,7 +279,10 @@ impl Daemon {
             repo: Some(repo.to_owned()),
             tag: Some(tag.to_owned()),
         };
-        self.run(&format!("naming an image {name}"), self.docker.tag_image(image, Some(options)))
+        self.run(
+            &format!("naming an image {name}"),
+            self.docker.tag_image(image, Some(options)),
+        )
     }
 
     /// Sends `chunks` to `/build` and gives each line of the answer to `line`. bollard's own call takes the answers of BuildKit
@@ -290,20 +296,26 @@ impl Daemon {
     ) -> Result<()> {
         let chunks = Mutex::new(Some(chunks));
         let query = query.to_owned();
-        let docker = self.docker.clone().with_request_modifier(move |mut request: BollardRequest| {
-            let address = request.uri().to_string().replace("/images/get", &format!("/build?{query}"));
-            if let Ok(address) = address.parse() {
-                *request.uri_mut() = address;
-            }
-            *request.method_mut() = reqwest::Method::POST;
-            let tar = reqwest::header::HeaderValue::from_static("application/x-tar");
-            request.headers_mut().insert(reqwest::header::CONTENT_TYPE, tar);
-            if let Some(chunks) = lock(&chunks).take() {
-                let chunks = chunks.map(|chunk| chunk.map(Into::into));
-                *request.body_mut() = body_try_stream(futures_util::stream::iter(chunks));
-            }
-            request
-        });
+        let docker = self
+            .docker
+            .clone()
+            .with_request_modifier(move |mut request: BollardRequest| {
+                let address = request
+                    .uri()
+                    .to_string()
+                    .replace("/images/get", &format!("/build?{query}"));
+                if let Ok(address) = address.parse() {
+                    *request.uri_mut() = address;
+                }
+                *request.method_mut() = reqwest::Method::POST;
+                let tar = reqwest::header::HeaderValue::from_static("application/x-tar");
+                request.headers_mut().insert(reqwest::header::CONTENT_TYPE, tar);
+                if let Some(chunks) = lock(&chunks).take() {
+                    let chunks = chunks.map(|chunk| chunk.map(Into::into));
+                    *request.body_mut() = body_try_stream(futures_util::stream::iter(chunks));
+                }
+                request
+            });
         let runtime = lock(&self.runtime);
         let done = self.follow(&runtime, &docker, &mut line);
         // The connection closes when its task is run: that tells the engine of an end that came early.
@@ -329,7 +341,9 @@ impl Daemon {
                 rest = later;
             }
             if rest.len() > MAX_LINE {
-                return Err(Error::unsupported("an engine's answer with a line of more than 16 MiB"));
+                return Err(Error::unsupported(
+                    "an engine's answer with a line of more than 16 MiB",
+                ));
             }
         }
         match rest.trim_ascii() {
@@ -431,8 +445,11 @@ fn away(address: &str, e: bollard::errors::Error) -> Error {
     });
     let what = format!("there is no Docker Engine at {address}");
     match denied {
-        true => Error::network(what, e).hint("this user may not use the engine's socket: join its group (`docker`), or run as one who may"),
-        false => Error::network(what, e).hint("start it, or say where it is with DOCKER_HOST=unix://PATH or tcp://HOST:PORT"),
+        true => Error::network(what, e).hint(
+            "this user may not use the engine's socket: join its group (`docker`), or run as one who may",
+        ),
+        false => Error::network(what, e)
+            .hint("start it, or say where it is with DOCKER_HOST=unix://PATH or tcp://HOST:PORT"),
     }
 }
 
@@ -447,10 +464,18 @@ pub(crate) fn open(
 }
 
 /// Writes an image into the engine: its name is the last that it gets.
-pub(crate) fn write(name: &str, image: &NewImage, _progress: &dyn Progress, stage: &dyn Stage) -> Result<u64> {
+pub(crate) fn write(
+    name: &str,
+    image: &NewImage,
+    _progress: &dyn Progress,
+    stage: &dyn Stage,
+) -> Result<u64> {
     let daemon = Daemon::connect()?;
-    let full = write_archive::repo_tag(name)
-        .ok_or_else(|| Error::usage(format!("{name:?} is no name for an image in an engine: write NAME[:TAG]")))?;
+    let full = write_archive::repo_tag(name).ok_or_else(|| {
+        Error::usage(format!(
+            "{name:?} is no name for an image in an engine: write NAME[:TAG]"
+        ))
+    })?;
     let lent = daemon.lend(image, "load", stage)?;
     daemon.tag(&lent.name, &full)?;
     Ok(image.blobs().map(|layer| layer.size).sum())
