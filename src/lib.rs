@@ -30,6 +30,7 @@ pub mod digest;
 pub mod disk;
 pub mod distro;
 pub mod dockerfile;
+pub mod engine;
 pub mod error;
 pub mod fs;
 pub mod inventory;

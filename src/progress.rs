@@ -12,6 +12,8 @@ pub trait Progress: Send + Sync {
     fn stage(&self, what: &str, total: Option<u64>) -> Arc<dyn Stage>;
     /// Something the user should know although the work goes on.
     fn warn(&self, message: &str);
+    /// A line that another program printed while it worked for us. Its bytes are that program's.
+    fn output(&self, _line: &[u8]) {}
 }
 
 /// One running stage.

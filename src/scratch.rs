@@ -1,12 +1,12 @@
 //! Temporary files and directories that have a name: gone when their owner fails, and gone when a signal ends the program.
 //!
 //! Every temporary that stands beside an output is registered here. Its [`Scratch`] removes it on drop; the signal
-//! handler calls [`remove_all`] before the process ends.
+//! handler calls [`remove_all`] before the process ends. What is temporary elsewhere, as a tag in an engine, is a [`Cleanup`].
 
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, mpsc};
 use std::thread::JoinHandle;
 
@@ -53,6 +53,58 @@ impl Scratch {
     pub fn keep(self) {
         registry().remove(&self.id);
         std::mem::forget(self);
+    }
+}
+
+/// Work that undoes something temporary outside the filesystem: done when this is dropped, or when a signal ends the program.
+pub struct Cleanup {
+    id: u64,
+}
+
+type Work = Box<dyn FnOnce() + Send>;
+
+/// What is to be undone, by number.
+static CLEANUPS: Mutex<BTreeMap<u64, Work>> = Mutex::new(BTreeMap::new());
+/// True once a signal ends the program.
+static ENDING: AtomicBool = AtomicBool::new(false);
+
+impl Cleanup {
+    /// Registers `work`. It must come to its end by itself, within seconds.
+    pub fn new(work: impl FnOnce() + Send + 'static) -> Self {
+        let id = NEXT.fetch_add(1, Ordering::Relaxed);
+        cleanups().insert(id, Box::new(work));
+        Self { id }
+    }
+
+    /// There is nothing to undo any more.
+    pub fn keep(self) {
+        cleanups().remove(&self.id);
+    }
+}
+
+impl Drop for Cleanup {
+    fn drop(&mut self) {
+        let work = cleanups().remove(&self.id);
+        if let Some(work) = work {
+            work();
+        }
+    }
+}
+
+fn cleanups() -> std::sync::MutexGuard<'static, BTreeMap<u64, Work>> {
+    CLEANUPS.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+/// True once a signal ends the program.
+pub fn is_ending() -> bool {
+    ENDING.load(Ordering::SeqCst)
+}
+
+/// Returns at once, unless a signal is ending the program: then it never does. What fails because its temporaries are
+/// taken away must not end the process with a code of its own.
+pub fn wait_if_ending() {
+    while is_ending() {
+        std::thread::park();
     }
 }
 
@@ -117,6 +169,15 @@ impl Drop for Scratch {
 
 /// Removes all that is registered: for the last moment of a process that was interrupted.
 pub fn remove_all() {
+    ENDING.store(true, Ordering::SeqCst);
+    // The latest first: a container goes before its image. Nobody waits for the lock meanwhile.
+    loop {
+        let last = cleanups().pop_last();
+        match last {
+            Some((_, work)) => work(),
+            None => break,
+        }
+    }
     let mut all = registry();
     for path in all.values() {
         remove(path);

@@ -1,7 +1,9 @@
 //! `vm2k convert`: a machine becomes an image.
 
-use super::{Common, target, text, ui::Ui};
-use crate::convert::{BaseChoice, BuiltLayer, Machine, Options, Prepared, assemble, build, prepare};
+use super::{Common, strategy, target, text, ui::Ui};
+use crate::convert::{
+    BaseChoice, BuiltLayer, Machine, Options, Prepared, Weights, assemble, build, prepare, weigh,
+};
 use crate::dockerfile;
 use crate::error::{Error, code};
 use crate::layer::Settings;
@@ -55,8 +57,10 @@ pub(super) enum ProfileArgument {
 pub(super) struct Arguments {
     #[command(flatten)]
     decisions: Decisions,
-    /// Where the image goes: oci:DIR[:TAG], oci-archive:FILE[:REF] or docker-archive:FILE[:REF], or dockerfile:DIR for a build
-    /// context; may be repeated
+    #[command(flatten)]
+    strategy: strategy::Arguments,
+    /// Where the image goes: oci:DIR[:TAG], oci-archive:FILE[:REF], docker-archive:FILE[:REF], docker-daemon:REF, or
+    /// dockerfile:DIR for a build context; may be repeated
     /// [default: oci-archive:./<hostname>.tar]
     #[arg(long, short, value_name = "OUTPUT")]
     output: Vec<String>,
@@ -153,10 +157,11 @@ pub(super) fn run(common: &Common, arguments: &Arguments, ui: &Ui) -> anyhow::Re
         .output
         .iter()
         .filter(|o| !o.starts_with(CONTEXT))
-        .map(|o| Output::parse(o))
+        .map(|o| Output::parse_output(o))
         .collect::<Result<Vec<_>, _>>()?;
     if !arguments.dry_run {
         outputs.iter().try_for_each(oci::check)?;
+        arguments.strategy.check()?;
     }
     let store = target::store(common)?;
     let compression = arguments.compress.unwrap_or_else(|| usual(&outputs));
@@ -209,6 +214,15 @@ pub(super) fn run(common: &Common, arguments: &Arguments, ui: &Ui) -> anyhow::Re
         true => vec![default_output(&prepared)?],
         false => outputs,
     };
+    prepared = strategy::apply(
+        &arguments.strategy,
+        machine,
+        prepared,
+        &options,
+        &distros,
+        &store,
+        ui,
+    )?;
     let linked = outputs.iter().any(|o| matches!(o, Output::Layout { .. }));
     let layers = build(machine, &mut prepared, &options.layers, linked, &store, ui)?;
     let image = assemble(&prepared, &layers, &options.layers, &store)?;
@@ -216,7 +230,12 @@ pub(super) fn run(common: &Common, arguments: &Arguments, ui: &Ui) -> anyhow::Re
     for output in &outputs {
         written.push(oci::write(output, &image, ui)?);
     }
-    let report = report(&prepared, &layers, &image, &outputs, &*opened.source);
+    // Weighing opens every file: only where the share of what was built is of interest.
+    let weights = match &prepared.on_top {
+        Some(_) => Some(weigh(&*opened.source, &prepared)?),
+        None => None,
+    };
+    let report = report(&prepared, &layers, &image, &outputs, &*opened.source, weights);
     if let Some(path) = &arguments.report {
         let mut json = serde_json::to_vec_pretty(&report)?;
         json.push(b'\n');
@@ -225,7 +244,10 @@ pub(super) fn run(common: &Common, arguments: &Arguments, ui: &Ui) -> anyhow::Re
     if arguments.json {
         println!("{}", serde_json::to_string_pretty(&report)?);
     } else {
-        print!("{}", table(&prepared, &layers, &outputs, &*opened.source));
+        print!(
+            "{}",
+            table(&prepared, &layers, &outputs, &*opened.source, weights)
+        );
     }
     let clean = opened.source.problems().is_empty() && prepared.plan.unsaid.is_empty();
     Ok(if clean { code::DONE } else { code::DIFFERS })
@@ -270,6 +292,7 @@ fn report(
     image: &NewImage,
     outputs: &[Output],
     source: &dyn Source,
+    weights: Option<Weights>,
 ) -> serde_json::Value {
     let document = &prepared.document;
     let left_out: Vec<_> = prepared
@@ -283,6 +306,12 @@ fn report(
         .iter()
         .map(|p| serde_json::json!({ "path": p.path.to_string(), "what": p.what }))
         .collect();
+    let built: Vec<_> = prepared
+        .on_top
+        .iter()
+        .flat_map(|o| o.layers.iter().zip(&o.created_by))
+        .map(|(l, by)| serde_json::json!({ "created_by": by, "digest": l.digest, "size": l.size, "diff_id": l.diff_id }))
+        .collect();
     serde_json::json!({
         "schema": SCHEMA,
         "machine": document.machine.name,
@@ -291,6 +320,10 @@ fn report(
         "outputs": outputs.iter().map(ToString::to_string).collect::<Vec<_>>(),
         "manifest": image.digest().to_string(),
         "config": document.config,
+        "strategy": match prepared.on_top { Some(_) => "dockerfile", None => "layers" },
+        "engine": prepared.on_top.as_ref().map(|o| &o.engine),
+        "sizes": sizes(prepared, layers, image, weights),
+        "built": built,
         "layers": layers.iter().map(|l| serde_json::json!({
             "name": l.name, "digest": l.digest, "size": l.size, "diff_id": l.diff_id, "tar_size": l.tar_size, "reused": l.reused,
         })).collect::<Vec<_>>(),
@@ -302,8 +335,33 @@ fn report(
     })
 }
 
+/// Bytes of the compressed image and its parts; and of contents, with the rest's share of the machine.
+fn sizes(
+    prepared: &Prepared,
+    layers: &[BuiltLayer],
+    image: &NewImage,
+    weights: Option<Weights>,
+) -> serde_json::Value {
+    let sum = |layers: &[oci::Layer]| layers.iter().map(|l| l.size).sum::<u64>();
+    serde_json::json!({
+        "image": sum(&image.layers),
+        "base": prepared.base.as_ref().map(|b| sum(&b.source.image().layers)),
+        "built": prepared.on_top.as_ref().map(|o| sum(&o.layers)),
+        "rest": layers.iter().filter(|l| l.name == "rest").map(|l| l.size).sum::<u64>(),
+        "machine_contents": weights.map(|w| w.machine),
+        "rest_contents": weights.map(|w| w.rest),
+        "rest_percent": weights.map(|w| (w.percent() * 100.0).round() / 100.0),
+    })
+}
+
 /// What went where, for people.
-fn table(prepared: &Prepared, layers: &[BuiltLayer], outputs: &[Output], source: &dyn Source) -> String {
+fn table(
+    prepared: &Prepared,
+    layers: &[BuiltLayer],
+    outputs: &[Output],
+    source: &dyn Source,
+    weights: Option<Weights>,
+) -> String {
     let document = &prepared.document;
     let mut out = String::new();
     let mut line = |text: String| {
@@ -331,6 +389,21 @@ fn table(prepared: &Prepared, layers: &[BuiltLayer], outputs: &[Output], source:
             &what,
         ]);
     }
+    for (layer, by) in prepared
+        .on_top
+        .iter()
+        .flat_map(|o| o.layers.iter().zip(&o.created_by))
+    {
+        let by: String = by
+            .split_whitespace()
+            .collect::<Vec<_>>()
+            .join(" ")
+            .chars()
+            .take(80)
+            .collect();
+        let by = crate::error::Escaped(by.as_bytes()).to_string();
+        layers_table.add_row(["built", "", "", &text::bytes(layer.size), &by]);
+    }
     for (plan, layer) in document.layers.iter().zip(layers) {
         let what = match plan.packages.len() {
             0 => format!(
@@ -357,6 +430,15 @@ fn table(prepared: &Prepared, layers: &[BuiltLayer], outputs: &[Output], source:
         ]);
     }
     line(layers_table.trim_fmt());
+    if let (Some(on_top), Some(weights)) = (&prepared.on_top, weights) {
+        line(format!(
+            "built by {}; the rest layer holds {} of the machine's {}: {:.1} %",
+            on_top.engine,
+            text::bytes(weights.rest),
+            text::bytes(weights.machine),
+            weights.percent()
+        ));
+    }
     if !document.left_out.is_empty() {
         let mut rules = text::table(&["left out", "files", "bytes", "why"], &[1, 2]);
         for group in &document.left_out {

@@ -12,6 +12,7 @@ mod ls;
 mod pages;
 mod plan;
 mod scan;
+mod strategy;
 mod target;
 mod text;
 mod ui;
@@ -30,7 +31,7 @@ Examples:
   vm2k verify disk.qcow2 oci-archive:web.tar      compare every file of machine and image
 
 TARGET is a disk file (several disks of one machine: disk1.qcow2+disk2.qcow2) or dir:PATH; ls, cat and diff also take images.
-IMAGE is oci:DIR[:TAG], oci-archive:FILE[:REF], docker-archive:FILE[:REF] or docker://REF.
+IMAGE is oci:DIR[:TAG], oci-archive:FILE[:REF], docker-archive:FILE[:REF], docker-daemon:REF or docker://REF.
 
 Exit codes: 0 done; 1 failed; 2 wrong usage; 3 done, but something was skipped or differs and is listed; 4 refused by a gate;
 5 input corrupt; 6 input not supported; 7 network or host failed; 130 interrupted.";
@@ -130,6 +131,7 @@ pub fn run() -> ExitCode {
         Command::Man(arguments) => pages::man(arguments),
     };
     ui.finish();
+    crate::scratch::wait_if_ending();
     match result {
         Ok(code) => ExitCode::from(code),
         // A reader that has seen enough (`| head`) is no failure.

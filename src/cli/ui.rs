@@ -79,6 +79,12 @@ impl Progress for Ui {
             self.line("warning", message);
         }
     }
+
+    fn output(&self, line: &[u8]) {
+        if !self.quiet {
+            self.bars.suspend(|| eprintln!("  | {}", Escaped(line)));
+        }
+    }
 }
 
 struct Bar(ProgressBar);

@@ -117,6 +117,16 @@ pub fn assemble(
         created_by: format!("vm2k convert: {}", layer.name),
         comment: String::new(),
     };
+    let on_top = prepared.on_top.as_ref();
+    let built = on_top.map_or(&[][..], |on_top| &on_top.layers);
+    let built_history = built.iter().enumerate().map(|(i, layer)| NewHistory {
+        diff_id: layer.diff_id,
+        created_by: on_top
+            .and_then(|o| o.created_by.get(i))
+            .cloned()
+            .unwrap_or_default(),
+        comment: String::new(),
+    });
     let new = NewConfig {
         architecture: arch.architecture,
         variant: arch.variant,
@@ -127,11 +137,12 @@ pub fn assemble(
         user: Some(config.user.clone()),
         working_dir: Some(config.working_dir.clone()),
         labels,
-        layers: layers.iter().map(history).collect(),
+        layers: built_history.chain(layers.iter().map(history)).collect(),
         ..NewConfig::default()
     };
     let bytes = oci::image_config(base.map(|b| b.source.image()), &new)?;
     let mut all: Vec<oci::Layer> = base.map(|b| b.source.image().layers.clone()).unwrap_or_default();
+    all.extend(built.iter().cloned());
     all.extend(layers.iter().map(|layer| oci::Layer {
         digest: layer.digest,
         size: layer.size,

@@ -1,7 +1,10 @@
-//! The pipeline from a machine to an image, one step a line: [`prepare`] decides, [`build`] makes.
+//! The pipeline from a machine to an image, one step a line: [`prepare`] decides, [`build`] makes. Between the two
+//! [`build_context`] may let an engine build a part, and decides again.
 
+mod built;
 mod image;
 
+pub use built::{BuildFailed, Building, OnTop, Weights, build_context, weigh};
 pub use image::assemble;
 pub(crate) use image::image_labels;
 
@@ -97,6 +100,8 @@ pub struct Prepared {
     pub document: Document,
     /// The tree that the image will show.
     pub image: Tree,
+    /// What an engine put between the base and the new layers.
+    pub on_top: Option<OnTop>,
     /// Hashes of the machine's contents, as far as they are known.
     known: Known,
 }
@@ -119,23 +124,46 @@ pub fn prepare(
     // The base is read while everything is found out that does not depend on it.
     let (own, base) = std::thread::scope(|scope| {
         let base = scope.spawn(|| find_base(&os, options, store, distros, progress));
-        let own = Own::find(source, options, distros, first);
+        let own = inventory::complete(source, distros, first)
+            .map_err(Into::into)
+            .and_then(|inventory| Own::find(source, options, inventory));
         let base = base
             .join()
             .unwrap_or_else(|_| Err(Error::unsupported("the thread that reads the base failed").into()));
         (own, base)
     });
     let (own, base) = (own?, base?);
+    let known = remembered(machine, store);
+    decide(machine, options, own, base, None, known, store, progress)
+}
+
+/// Compares the machine with what lies below the new layers, the built image `under` or else the base, and plans. On a built
+/// image all goes into one layer.
+#[expect(
+    clippy::too_many_arguments,
+    reason = "each is a different thing, and all are needed"
+)]
+fn decide(
+    machine: Machine<'_>,
+    options: &Options,
+    own: Own,
+    base: Option<Base>,
+    under: Option<&ImageSource>,
+    mut known: Known,
+    store: &Arc<Store>,
+    progress: &dyn Progress,
+) -> anyhow::Result<Prepared> {
+    let source = machine.source;
     let (inventory, rules) = (own.inventory, own.rules);
     let nothing = Tree::new(Vec::new());
-    let base_tree = base.as_ref().map_or(&nothing, |b| b.source.tree());
-    let mut known = remembered(machine, store);
-    let diff = match &base {
-        Some(base) => {
-            let hashes = known_contents(&base.source);
+    let below = under.or(base.as_ref().map(|b| &b.source));
+    let base_tree = below.map_or(&nothing, |b| b.tree());
+    let diff = match below {
+        Some(below) => {
+            let hashes = known_contents(below);
             let (diff, new) = compare(
                 Side {
-                    source: &base.source,
+                    source: below,
                     known: &hashes,
                 },
                 Side {
@@ -158,7 +186,10 @@ pub fn prepare(
         None => own.left_out,
     };
     let listed = inventory.packages.as_deref().unwrap_or_default();
-    let packages = package_facts(listed, base.as_ref(), options.plan.as_ref(), store)?;
+    let mut packages = package_facts(listed, base.as_ref(), options.plan.as_ref(), store)?;
+    if under.is_some() {
+        packages.iter_mut().for_each(|package| package.in_layer = false);
+    }
     let owners = &inventory.owners;
     let plan = make(Facts {
         machine: source.tree(),
@@ -224,6 +255,7 @@ pub fn prepare(
         plan,
         document,
         image,
+        on_top: None,
         known,
     })
 }
@@ -242,13 +274,7 @@ struct Own {
 }
 
 impl Own {
-    fn find(
-        source: &dyn Source,
-        options: &Options,
-        distros: &Distros,
-        first: Inventory,
-    ) -> anyhow::Result<Self> {
-        let inventory = inventory::complete(source, distros, first)?;
+    fn find(source: &dyn Source, options: &Options, inventory: Inventory) -> anyhow::Result<Self> {
         let rules = Rules::new(options.profile, &options.keep, &options.drop)?;
         let left_out = match &options.plan {
             Some(_) => rules.unsayable(source.tree()),

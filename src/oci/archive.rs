@@ -239,7 +239,16 @@ pub(crate) fn open_docker(
     name: Option<&str>,
     options: &OpenOptions,
 ) -> Result<Image> {
-    let archive = Archive::open(file, &options.store)?;
+    docker_image(&Archive::open(file, &options.store)?, reference, name, options)
+}
+
+/// The image `name` of an archive that `docker save` wrote, or its only one.
+pub(crate) fn docker_image(
+    archive: &Archive,
+    reference: &Reference,
+    name: Option<&str>,
+    options: &OpenOptions,
+) -> Result<Image> {
     let saved: Vec<Saved> = super::parse(&archive.read("manifest.json")?, "manifest.json")?;
     let saved = choose(&saved, name, reference)?;
     let config_bytes = archive.read(&saved.config)?;
@@ -264,7 +273,7 @@ pub(crate) fn open_docker(
         let (offset, size) = archive.need(name)?;
         let (digest, media_type) = match known.get(&offset) {
             Some(known) => *known,
-            None => identify(&archive, name, offset, size, &diff_id)?,
+            None => identify(archive, name, offset, size, &diff_id)?,
         };
         known.insert(offset, (digest, media_type));
         layers.push(Layer {

@@ -10,7 +10,8 @@ use std::path::{Path, PathBuf};
 /// A file on its way to its name. Dropped before [`Durable::finish`] it leaves nothing.
 pub(crate) struct Durable {
     file: File,
-    scratch: Scratch,
+    /// `None` for a file that shall never have a name.
+    scratch: Option<Scratch>,
     target: PathBuf,
     written: u64,
     early: Option<EarlySync>,
@@ -39,11 +40,27 @@ impl Durable {
             .map_err(|e| Error::io(format!("writing {}", target.display()), e))?;
         Ok(Self {
             file,
-            scratch,
+            scratch: Some(scratch),
             target: target.to_owned(),
             written: 0,
             early: None,
         })
+    }
+
+    /// Writes to `file`, which is empty, has no name and is never synced; `shown` is what errors call it.
+    pub(crate) fn unnamed(file: File, shown: &Path) -> Self {
+        Self {
+            file,
+            scratch: None,
+            target: shown.to_owned(),
+            written: 0,
+            early: None,
+        }
+    }
+
+    /// The file of [`Durable::unnamed`].
+    pub(crate) fn into_file(self) -> File {
+        self.file
     }
 
     /// As [`Durable::create`], with the bytes of `from` by a hard link; `None` where that cannot be.
@@ -54,7 +71,7 @@ impl Durable {
         let written = file.metadata().ok()?.len();
         Some(Self {
             file,
-            scratch,
+            scratch: Some(scratch),
             target: target.to_owned(),
             written,
             early: None,
@@ -123,7 +140,7 @@ impl Durable {
 
     fn count(&mut self, bytes: u64) {
         self.written += bytes;
-        if self.early.is_none() && self.written >= SYNC_EVERY {
+        if self.early.is_none() && self.scratch.is_some() && self.written >= SYNC_EVERY {
             self.early = EarlySync::start(&self.file);
         }
         if let Some(early) = &mut self.early {
@@ -150,9 +167,12 @@ impl Durable {
 
     /// Gives the file its name, which is durable when its directory is synced.
     fn rename(self) -> Result<u64> {
-        std::fs::rename(self.scratch.path(), &self.target).map_err(|e| self.failed(e))?;
+        let Some(scratch) = &self.scratch else {
+            return Ok(self.written);
+        };
+        std::fs::rename(scratch.path(), &self.target).map_err(|e| self.failed(e))?;
         let Self { scratch, written, .. } = self;
-        scratch.keep();
+        scratch.into_iter().for_each(Scratch::keep);
         Ok(written)
     }
 

@@ -7,6 +7,7 @@
 pub(crate) mod archive;
 mod auth;
 mod config;
+pub(crate) mod daemon;
 mod document;
 pub(crate) mod durable;
 pub(crate) mod http;
@@ -317,7 +318,7 @@ impl Image {
 /// [`Error::Network`] if a registry cannot be reached or `offline` forbids it, [`Error::Corrupt`] for digests that are
 /// wrong and documents that are broken, [`Error::Unsupported`] for media types, platforms and transports that are not
 /// there, [`Error::Usage`] if the reference names no image or more than one.
-pub fn open(reference: &Reference, options: &OpenOptions, _progress: &dyn Progress) -> Result<Image> {
+pub fn open(reference: &Reference, options: &OpenOptions, progress: &dyn Progress) -> Result<Image> {
     match reference {
         Reference::Layout { dir, tag } => layout::open(reference, dir, tag.as_deref(), options),
         Reference::OciArchive { file, name } => archive::open_oci(reference, file, name.as_deref(), options),
@@ -325,8 +326,7 @@ pub fn open(reference: &Reference, options: &OpenOptions, _progress: &dyn Progre
             archive::open_docker(reference, file, name.as_deref(), options)
         }
         Reference::Registry(name) => registry::open(reference, name, options),
-        Reference::DockerDaemon(_) => Err(Error::unsupported("docker-daemon: is not supported yet")
-            .hint("save the image with `docker save -o FILE` and read it as docker-archive:FILE")),
+        Reference::DockerDaemon(name) => daemon::open(reference, name, options, progress),
     }
 }
 

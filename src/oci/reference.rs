@@ -81,22 +81,15 @@ pub enum Reference {
     },
     /// `docker://REF`: an image in a registry.
     Registry(RegistryName),
-    /// `docker-daemon:REF`: an image in a Docker Engine.
+    /// `docker-daemon:REF`: an image in a Docker Engine, by a name or by its ID (`sha256:...`).
     DockerDaemon(String),
 }
 
-/// An image to write: the same names; registries and engines are refused.
+/// An image to write: the same names; registries are refused.
 pub type Output = Reference;
 
 /// Transports that other tools have and this one has not.
-const UNKNOWN: [&str; 6] = [
-    "dir:",
-    "containers-storage:",
-    "ostree:",
-    "sif:",
-    "tarball:",
-    "docker-daemon:",
-];
+const UNKNOWN: [&str; 5] = ["dir:", "containers-storage:", "ostree:", "sif:", "tarball:"];
 
 impl Reference {
     /// Parses a name with its transport. `DIR` and `FILE` end at the first colon, as they do for skopeo.
@@ -132,10 +125,18 @@ impl Reference {
             return RegistryName::parse(rest).map(Self::Registry);
         }
         if let Some(rest) = text.strip_prefix("docker-daemon:") {
+            if !rest.starts_with("sha256:") {
+                RegistryName::parse(rest)?;
+            } else {
+                Digest::parse(rest)
+                    .map_err(|_| Error::usage(format!("{text:?} names no image by its ID")))?;
+            }
             return Ok(Self::DockerDaemon(rest.to_owned()));
         }
         Err(Error::usage(format!("{text:?} is not the name of an image"))
-            .hint("write oci:DIR[:TAG], oci-archive:FILE[:REF], docker-archive:FILE[:REF] or docker://REF"))
+            .hint(
+                "write oci:DIR[:TAG], oci-archive:FILE[:REF], docker-archive:FILE[:REF], docker-daemon:REF or docker://REF",
+            ))
     }
 
     /// The name in a registry, for an image of one.
@@ -166,10 +167,16 @@ impl Reference {
     /// [`Error::Unsupported`] for registries and engines, else as [`Reference::parse`].
     pub fn parse_output(text: &str) -> Result<Output> {
         match Self::parse(text)? {
-            Self::Registry(_) | Self::DockerDaemon(_) => Err(Error::unsupported(format!(
-                "writing to {text} is not supported yet"
-            ))
-            .hint("write oci-archive:FILE and copy it with `skopeo copy oci-archive:FILE docker://REF`")),
+            Self::Registry(_) => Err(
+                Error::unsupported(format!("writing to {text} is not supported yet")).hint(
+                    "write oci-archive:FILE and copy it with `skopeo copy oci-archive:FILE docker://REF`",
+                ),
+            ),
+            Self::DockerDaemon(name) if name.starts_with("sha256:") || name.contains('@') => {
+                Err(Error::usage(format!(
+                    "{text}: a new image in an engine has a name and a tag, not a digest"
+                )))
+            }
             output => Ok(output),
         }
     }

@@ -53,7 +53,7 @@ impl NewImage {
 /// What was written.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Written {
-    /// The file or directory.
+    /// The file or directory; in an engine the name.
     pub path: PathBuf,
     /// Digest of the manifest.
     pub manifest: Digest,
@@ -125,29 +125,33 @@ pub fn manifest(config: &[u8], layers: &[Layer]) -> Result<Vec<u8>> {
 ///
 /// # Errors
 /// [`Error::Io`] naming the output, [`Error::Corrupt`] if a blob is not what its descriptor says,
-/// [`Error::Unsupported`] for registries and engines, [`Error::Usage`] for names that cannot be.
+/// [`Error::Unsupported`] for registries, [`Error::Network`] if an engine does not answer, [`Error::Usage`] for names that cannot be.
 pub fn write(output: &Output, image: &NewImage, progress: &dyn Progress) -> Result<Written> {
     super::fetch(image.blobs(), progress)?;
     let total: u64 = image.blobs().map(|l| l.size).sum();
     let stage = progress.stage(&format!("writing {output}"), Some(total));
     let (path, bytes) = match output {
-        Output::Layout { dir, tag } => (dir, layout(dir, tag.as_deref(), image, &*stage)?),
+        Output::Layout { dir, tag } => (dir.as_path(), layout(dir, tag.as_deref(), image, &*stage)?),
         Output::OciArchive { file, name } => (
-            file,
+            file.as_path(),
             super::write_archive::oci(file, name.as_deref(), image, &*stage)?,
         ),
         Output::DockerArchive { file, name } => (
-            file,
+            file.as_path(),
             super::write_archive::docker(file, name.as_deref(), image, &*stage)?,
         ),
-        Output::Registry(_) | Output::DockerDaemon(_) => {
+        Output::DockerDaemon(name) => (
+            Path::new(name),
+            super::daemon::write(name, image, progress, &*stage)?,
+        ),
+        Output::Registry(_) => {
             return Err(Error::unsupported(format!(
                 "writing to {output} is not supported yet"
             )));
         }
     };
     Ok(Written {
-        path: path.clone(),
+        path: path.to_owned(),
         manifest: image.digest(),
         config: Digest::of(&image.config),
         bytes,
@@ -209,7 +213,8 @@ pub fn check(output: &Output) -> Result<()> {
         Output::Layout { dir: path, .. }
         | Output::OciArchive { file: path, .. }
         | Output::DockerArchive { file: path, .. } => path.clone(),
-        Output::Registry(_) | Output::DockerDaemon(_) => return Ok(()),
+        Output::DockerDaemon(_) => return super::daemon::Daemon::connect().map(drop),
+        Output::Registry(_) => return Ok(()),
     };
     Durable::create(&target).map(drop)
 }

@@ -11,7 +11,8 @@ use crate::progress::Stage;
 use crate::store::Digest;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
-use std::io::Read;
+use std::fs::File;
+use std::io::{Read, Seek};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
@@ -90,7 +91,7 @@ impl TarFile {
 }
 
 /// The name by which engines shall know the image: as docker prints it, with a tag.
-fn repo_tag(name: &str) -> Option<String> {
+pub(crate) fn repo_tag(name: &str) -> Option<String> {
     let full = write::full_name(name)?;
     let tag = full.tag.as_deref().unwrap_or("latest");
     let repository = match full.registry.as_str() {
@@ -143,15 +144,40 @@ pub(crate) fn docker(path: &Path, name: Option<&str>, image: &NewImage, stage: &
         })?),
         None => None,
     };
+    let mut tar = TarFile::create(path)?;
+    docker_members(&mut tar, tag, image, stage)?;
+    tar.finish()
+}
+
+/// Writes a docker archive of an image called `tag` into `file`, which is empty and has no name, and gives it back at its
+/// beginning. `shown` is what errors call it.
+pub(crate) fn docker_unnamed(
+    file: File,
+    shown: &Path,
+    tag: String,
+    image: &NewImage,
+    stage: &dyn Stage,
+) -> Result<File> {
+    let mut tar = TarFile {
+        file: Durable::unnamed(file, shown),
+    };
+    docker_members(&mut tar, Some(tag), image, stage)?;
+    tar.file.put(&[0; 1024])?;
+    let mut file = tar.file.into_file();
+    file.rewind()
+        .map_err(|e| Error::io(format!("reading what was written for {}", shown.display()), e))?;
+    Ok(file)
+}
+
+fn docker_members(tar: &mut TarFile, tag: Option<String>, image: &NewImage, stage: &dyn Stage) -> Result<()> {
     let config = Digest::of(&image.config);
     let file = |diff_id: &Digest| format!("{}.tar", diff_id.hex());
-    let mut tar = TarFile::create(path)?;
     let mut seen = std::collections::BTreeSet::new();
     let mut parent: Option<String> = None;
     for (i, layer) in image.layers.iter().enumerate() {
         let layer_file = file(&layer.diff_id);
         if seen.insert(layer.diff_id) {
-            plain_layer(&mut tar, &layer_file, layer, stage)?;
+            plain_layer(tar, &layer_file, layer, stage)?;
         }
         // What an engine before 1.10 reads: a chain of images of one layer each.
         let id = legacy_id(
@@ -195,8 +221,7 @@ pub(crate) fn docker(path: &Path, name: Option<&str>, image: &NewImage, stage: &
         "RepoTags": tag.into_iter().collect::<Vec<_>>(),
         "Layers": image.layers.iter().map(|l| file(&l.diff_id)).collect::<Vec<_>>(),
     }]));
-    tar.bytes("manifest.json", &super::to_json(&manifest)?)?;
-    tar.finish()
+    tar.bytes("manifest.json", &super::to_json(&manifest)?)
 }
 
 /// Appends a layer as a plain tar; blob digest and diffID are checked.

@@ -1,6 +1,6 @@
 //! A file that is read in pages, in any order.
 
-use crate::disk::cache::Cache;
+use crate::cache::Cache;
 use crate::error::{Error, Result};
 use crate::read_at::{ReadAt, check_range};
 use std::sync::Arc;

@@ -1,0 +1,134 @@
+//! Building a context: with a Docker Engine, or with buildah. Nothing else in this program executes anything of a machine
+//! or of an image, and this only where it is asked for.
+
+mod buildah;
+mod context;
+mod docker;
+mod log;
+mod trace;
+
+use crate::error::{Error, Result};
+use crate::oci::daemon::Daemon;
+use crate::oci::{Image, OpenOptions};
+use crate::progress::Progress;
+use std::path::Path;
+
+/// Who builds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Choice {
+    /// A Docker Engine if one answers, else buildah.
+    #[default]
+    Auto,
+    /// A Docker Engine.
+    Docker,
+    /// buildah.
+    Buildah,
+}
+
+/// What is to be built.
+#[derive(Debug, Clone, Copy)]
+pub struct Request<'a> {
+    /// The directory with the `Dockerfile`.
+    pub context: &'a Path,
+    /// The image that stands for the one behind `FROM`, if that names it by its digest: the engine is given it and need not
+    /// fetch it.
+    pub base: Option<&'a Image>,
+    /// True if this program wrote the context: what is behind `FROM` is `base`, whatever its name.
+    pub ours: bool,
+    /// The network of `RUN` commands in the engine's words: `host`, `none`, ... `None`: what the engine does by itself.
+    pub network: Option<&'a str>,
+}
+
+/// A built image. Its layers lie in the store or in files that live as long as it does, not compressed.
+#[derive(Debug)]
+pub struct Built {
+    /// It.
+    pub image: Image,
+    /// Who built it, for people.
+    pub engine: String,
+}
+
+/// The largest Dockerfile.
+const MAX_DOCKERFILE: u64 = 16 << 20;
+
+impl Request<'_> {
+    /// The text of the Dockerfile.
+    fn dockerfile(&self) -> Result<String> {
+        let path = self.context.join("Dockerfile");
+        let failed = |e| Error::io(format!("reading {}", path.display()), e);
+        let size = std::fs::metadata(&path).map_err(failed)?.len();
+        if size > MAX_DOCKERFILE {
+            return Err(Error::unsupported(format!(
+                "{}: a Dockerfile of {size} bytes",
+                path.display()
+            )));
+        }
+        std::fs::read_to_string(&path).map_err(failed)
+    }
+
+    /// What the Dockerfile is called.
+    fn file_name(&self) -> String {
+        context::shown(&self.context.join("Dockerfile"))
+    }
+
+    /// True if the first `FROM` is the base: it says its digest or the name it was found by.
+    fn builds_on_base(&self, dockerfile: &str) -> bool {
+        let (Some(from), Some(base)) = (context::from_of(dockerfile), self.base) else {
+            return false;
+        };
+        let named = |name: &str| name == from || base.reference.to_string() == from;
+        self.ours
+            || from.contains(&base.manifest_digest.to_string())
+            || from.contains(&base.config_digest.to_string())
+            || base.reference.registry_name().as_deref().is_some_and(named)
+            || named(&base.reference.to_string())
+    }
+}
+
+/// `Ok` if somebody is there who builds.
+///
+/// # Errors
+/// [`Error::Network`] if no engine answers, [`Error::Unsupported`] if buildah is asked for and not there.
+pub fn check(choice: Choice) -> Result<()> {
+    let there = || Daemon::connect().map(drop);
+    match (choice, buildah::version()) {
+        (Choice::Docker, _) => there(),
+        (Choice::Buildah, None) => Err(no_buildah()),
+        (Choice::Auto, None) => there().map_err(no_engine),
+        _ => Ok(()),
+    }
+}
+
+fn no_buildah() -> Error {
+    Error::unsupported("buildah is not installed").hint("install it, or build with --engine docker")
+}
+
+fn no_engine(e: Error) -> Error {
+    e.hint("or install buildah")
+}
+
+/// Builds the context and opens what came of it. What the build prints goes to `progress`.
+///
+/// # Errors
+/// [`Error::Network`] if no engine is there, it went away, or the network failed in the build; [`Error::Io`] if the build failed
+/// otherwise: the error names the line of the Dockerfile.
+pub fn build(
+    choice: Choice,
+    request: &Request<'_>,
+    options: &OpenOptions,
+    progress: &dyn Progress,
+) -> Result<Built> {
+    let with_buildah = |version: Option<String>| match version {
+        Some(version) => buildah::build(version, request, options, progress),
+        None => Err(no_buildah()),
+    };
+    match choice {
+        Choice::Docker => docker::build(&Daemon::connect()?, request, options, progress),
+        Choice::Buildah => with_buildah(buildah::version()),
+        Choice::Auto => match (Daemon::connect(), buildah::version()) {
+            (Ok(daemon), _) => docker::build(&daemon, request, options, progress),
+            (Err(_), Some(version)) => with_buildah(Some(version)),
+            (Err(e), None) => Err(no_engine(e)),
+        },
+    }
+}
