@@ -26,9 +26,9 @@ mod machine;
 mod mutants;
 mod oci;
 mod packages;
-mod states;
 #[allow(dead_code, reason = "shared by the modules beside it")]
 mod rpm;
+mod states;
 mod support;
 mod vfat;
 mod volume;
