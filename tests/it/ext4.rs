@@ -5,7 +5,6 @@ use crate::kernel::{self, Mounted, Seen};
 use crate::support::{self, bash, shared, tools, unzstd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use vm2k::read_at::{HostFile, ReadAt};
 
 #[test]
 fn valid_filesystems_equal_the_oracle_and_the_mount() {
@@ -556,14 +555,9 @@ fn a_dirty_journal_reads_like_the_recovered_filesystem() {
         let mut words: Vec<&str> = case.mkfs.split(' ').collect();
         words.extend(["-q", "-F"]);
         assert!(run_ok("mkfs.ext4", &words, &image), "{}", case.what);
-        let mount = Mounted::new(&image, case.mount);
-        bash(&format!("cd \"$1\"\n{}\nsync -f .", case.before), &[mount.path()]);
         let is_fast = case.what.starts_with("fast_commit ");
-        let work = format!("cd \"$1\"\n{FAST}{}", case.work);
-        bash(&work, &[mount.path()]);
-        bash(POWER_CUT, &[mount.path()]);
-        mount.unmount();
-        bash("cp --sparse=always \"$1\" \"$2\"", &[&image, &copy]);
+        let work = format!("{FAST}{}", case.work);
+        cut_off((&image, &copy), case.mount, case.before, &work, true);
         let notes = open(&copy).unwrap().info().notes;
         let replayed = notes.iter().find(|n| n.starts_with("journal replayed"));
         let fast = notes.iter().any(|n| n.starts_with("fast commits replayed"));
@@ -863,62 +857,7 @@ fn large_files_and_many_threads() {
         let mut words: Vec<&str> = options.split(' ').collect();
         words.extend(["-q", "-F"]);
         assert!(run_ok("mkfs.ext4", &words, &image));
-        let mount = Mounted::new(&image, "");
-        // Three levels of pointers on ext3; more than 32 bits of size.
-        bash(
-            r#"cd "$1"; perl -e 'open(F, ">", "large"); for my $at (0, 1e5, 1e7, 3e8, 5e9, 15e9) {
-               sysseek(F, $at, 0); syswrite(F, "at $at" x 1000) }'; truncate -s 16000000000 large"#,
-            &[mount.path()],
-        );
-        mount.unmount();
-        let fs = open(&image).unwrap();
-        let listing = fs.list().unwrap();
-        let (_, node) = listing.tree.find("/large").unwrap();
-        assert_eq!(node.size(), 16_000_000_000);
-        let file = fs.open(node.id.ino).unwrap();
-        let mount = Mounted::new(&image, "ro");
-        let kernels = HostFile::open(&mount.path().join("large")).unwrap();
-        let mut data = 0;
-        let mut at = 0;
-        while at < file.len() {
-            let extent = file.extent_at(at).unwrap();
-            if !extent.hole {
-                data += extent.len;
-                let len = usize::try_from(extent.len).unwrap();
-                let (mut a, mut b) = (vec![0; len], vec![0; len]);
-                file.read_at(at, &mut a).unwrap();
-                kernels.read_at(at, &mut b).unwrap();
-                assert_eq!(a, b, "{options}: byte {at}");
-            }
-            at += extent.len;
-        }
-        // Six pieces of a few thousand bytes: what lies between is told as holes, by the kernel as well.
-        assert!((30_000..200_000).contains(&data), "{options}: {data}");
-        let mut at = 0;
-        while at < kernels.len() {
-            let extent = kernels.extent_at(at).unwrap();
-            if !extent.hole {
-                assert!(!file.extent_at(at).unwrap().hole, "{options}: a hole at {at}");
-            }
-            at += extent.len;
-        }
-        std::thread::scope(|scope| {
-            for thread in 0..8u64 {
-                let (file, kernels) = (&file, &kernels);
-                scope.spawn(move || {
-                    let mut random = Random(thread);
-                    for _ in 0..200 {
-                        let near = [0, 100_000, 10_000_000, 300_000_000, 5_000_000_000, 15_000_000_000];
-                        let at = near[random.below(near.len())] + random.next() % 9000;
-                        let len = random.below(20_000);
-                        let (mut a, mut b) = (vec![1; len], vec![2; len]);
-                        file.read_at(at, &mut a).unwrap();
-                        kernels.read_at(at, &mut b).unwrap();
-                        assert!(a == b, "{at} {len}");
-                    }
-                });
-            }
-        });
+        assert_large_files(options, &image, 200_000);
     }
 }
 

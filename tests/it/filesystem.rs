@@ -1,7 +1,7 @@
 //! What the tests of every filesystem share: the oracle of real images, the mount as judge, damage, and mutants.
 
 use crate::kernel::{self, Mounted, Seen};
-use crate::support::{self, shared, tools, unzstd};
+use crate::support::{self, bash, shared, tools, unzstd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use vm2k::fs::{Filesystem, Listing};
@@ -328,3 +328,77 @@ done
 /// Ends the mounted filesystem `$1` as a loss of power does: EXT4_IOC_SHUTDOWN with EXT4_GOING_FLAGS_NOLOGFLUSH, which are XFS_IOC_GOINGDOWN and XFS_FSOP_GOING_FLAGS_NOLOGFLUSH too. A copy
 /// taken while it lives would be of many moments.
 pub(crate) const POWER_CUT: &str = r#"perl -e 'open(F, "<", $ARGV[0]) or die; my $how = pack("L", 2); ioctl(F, 0x8004587d, $how) or die $!' "$1""#;
+
+/// Fills the filesystem in the first image, syncs it, works on it and ends it as a loss of power does (`cut`) or a clean
+/// unmount. What is left then is in the second.
+pub(crate) fn cut_off((image, copy): (&Path, &Path), mount: &str, before: &str, work: &str, cut: bool) {
+    let mount = Mounted::new(image, mount);
+    bash(&format!("cd \"$1\"\n{before}\nsync -f ."), &[mount.path()]);
+    bash(&format!("cd \"$1\"\n{work}"), &[mount.path()]);
+    if cut {
+        bash(POWER_CUT, &[mount.path()]);
+    }
+    mount.unmount();
+    bash("cp --sparse=always \"$1\" \"$2\"", &[image, copy]);
+}
+
+/// Writes a file of 16 GB with few pieces into the new filesystem in `image`, and reads it by one and by many threads as the
+/// kernel does. Its extents that are no holes have at most `most` bytes.
+pub(crate) fn assert_large_files(what: &str, image: &Path, most: u64) {
+    let mount = Mounted::new(image, "");
+    // Three levels of pointers on ext3; more than 32 bits of size.
+    bash(
+        r#"cd "$1"; perl -e 'open(F, ">", "large"); for my $at (0, 1e5, 1e7, 3e8, 5e9, 15e9) {
+           sysseek(F, $at, 0); syswrite(F, "at $at" x 1000) }'; truncate -s 16000000000 large"#,
+        &[mount.path()],
+    );
+    mount.unmount();
+    let fs = open(image).unwrap();
+    let listing = fs.list().unwrap();
+    let (_, node) = listing.tree.find("/large").unwrap();
+    assert_eq!(node.size(), 16_000_000_000);
+    let file = fs.open(node.id.ino).unwrap();
+    let mount = Mounted::new(image, "ro");
+    let kernels = HostFile::open(&mount.path().join("large")).unwrap();
+    let mut data = 0;
+    let mut at = 0;
+    while at < file.len() {
+        let extent = file.extent_at(at).unwrap();
+        if !extent.hole {
+            data += extent.len;
+            let len = usize::try_from(extent.len).unwrap();
+            let (mut a, mut b) = (vec![0; len], vec![0; len]);
+            file.read_at(at, &mut a).unwrap();
+            kernels.read_at(at, &mut b).unwrap();
+            assert_eq!(a, b, "{what}: byte {at}");
+        }
+        at += extent.len;
+    }
+    // Six pieces of a few thousand bytes: what lies between is told as holes, by the kernel as well.
+    assert!((30_000..most).contains(&data), "{what}: {data}");
+    let mut at = 0;
+    while at < kernels.len() {
+        let extent = kernels.extent_at(at).unwrap();
+        if !extent.hole {
+            assert!(!file.extent_at(at).unwrap().hole, "{what}: a hole at {at}");
+        }
+        at += extent.len;
+    }
+    std::thread::scope(|scope| {
+        for thread in 0..8u64 {
+            let (file, kernels) = (&file, &kernels);
+            scope.spawn(move || {
+                let mut random = Random(thread);
+                for _ in 0..200 {
+                    let near = [0, 100_000, 10_000_000, 300_000_000, 5_000_000_000, 15_000_000_000];
+                    let at = near[random.below(near.len())] + random.next() % 9000;
+                    let len = random.below(20_000);
+                    let (mut a, mut b) = (vec![1; len], vec![2; len]);
+                    file.read_at(at, &mut a).unwrap();
+                    kernels.read_at(at, &mut b).unwrap();
+                    assert!(a == b, "{at} {len}");
+                }
+            });
+        }
+    });
+}

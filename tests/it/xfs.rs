@@ -5,7 +5,6 @@ use crate::kernel::{self, Mounted, Seen};
 use crate::support::{self, bash, tools};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use vm2k::read_at::{HostFile, ReadAt};
 use vm2k::tree::Kind;
 
 #[test]
@@ -350,14 +349,8 @@ fn a_dirty_log_reads_like_the_recovered_filesystem() {
         }
         let (image, copy) = (temp.path().join("image"), temp.path().join("copy"));
         assert!(mkfs(&image, "320M", case.mkfs), "{}", case.what);
-        let mount = Mounted::new(&image, case.mount);
-        bash(&format!("cd \"$1\"\n{}\nsync -f .", case.before), &[mount.path()]);
-        bash(&format!("cd \"$1\"\n{}", case.work), &[mount.path()]);
-        if case.what != "unlinked" {
-            bash(POWER_CUT, &[mount.path()]);
-        }
-        mount.unmount();
-        bash("cp --sparse=always \"$1\" \"$2\"", &[&image, &copy]);
+        let cut = case.what != "unlinked";
+        cut_off((&image, &copy), case.mount, case.before, case.work, cut);
         let (wrong, transactions) = recovered(&copy);
         assert!(transactions > 0, "{}: the log was not dirty", case.what);
         eprintln!("{}: {transactions} transactions", case.what);
@@ -979,60 +972,7 @@ fn large_files_and_many_threads() {
     let image = temp.path().join("image");
     for options in ["-b size=4096", "-b size=1024 -m rmapbt=1"] {
         assert!(mkfs(&image, "320M", options));
-        let mount = Mounted::new(&image, "");
-        bash(
-            r#"cd "$1"; perl -e 'open(F, ">", "large"); for my $at (0, 1e5, 1e7, 3e8, 5e9, 15e9) {
-               sysseek(F, $at, 0); syswrite(F, "at $at" x 1000) }'; truncate -s 16000000000 large"#,
-            &[mount.path()],
-        );
-        mount.unmount();
-        let fs = open(&image).unwrap();
-        let listing = fs.list().unwrap();
-        let (_, node) = listing.tree.find("/large").unwrap();
-        assert_eq!(node.size(), 16_000_000_000);
-        let file = fs.open(node.id.ino).unwrap();
-        let mount = Mounted::new(&image, "ro");
-        let kernels = HostFile::open(&mount.path().join("large")).unwrap();
-        let (mut data, mut at) = (0, 0);
-        while at < file.len() {
-            let extent = file.extent_at(at).unwrap();
-            if !extent.hole {
-                data += extent.len;
-                let len = usize::try_from(extent.len).unwrap();
-                let (mut a, mut b) = (vec![0; len], vec![0; len]);
-                file.read_at(at, &mut a).unwrap();
-                kernels.read_at(at, &mut b).unwrap();
-                assert_eq!(a, b, "{options}: byte {at}");
-            }
-            at += extent.len;
-        }
-        assert!((30_000..20_000_000).contains(&data), "{options}: {data}");
-        let mut at = 0;
-        while at < kernels.len() {
-            let extent = kernels.extent_at(at).unwrap();
-            assert!(
-                extent.hole || !file.extent_at(at).unwrap().hole,
-                "{options}: a hole at {at}"
-            );
-            at += extent.len;
-        }
-        std::thread::scope(|scope| {
-            for thread in 0..8u64 {
-                let (file, kernels) = (&file, &kernels);
-                scope.spawn(move || {
-                    let mut random = Random(thread);
-                    for _ in 0..100 {
-                        let near = [0, 100_000, 10_000_000, 300_000_000, 5_000_000_000, 15_000_000_000];
-                        let at = near[random.below(near.len())] + random.next() % 9000;
-                        let len = random.below(20_000);
-                        let (mut a, mut b) = (vec![1; len], vec![2; len]);
-                        file.read_at(at, &mut a).unwrap();
-                        kernels.read_at(at, &mut b).unwrap();
-                        assert!(a == b, "{at} {len}");
-                    }
-                });
-            }
-        });
+        assert_large_files(options, &image, 20_000_000);
     }
 }
 

@@ -149,7 +149,7 @@ pub(super) fn assemble(members: &[Member<'_>], round: &Round<'_>) -> Outcome {
 fn dashed(id: &str) -> String {
     let mut shown = String::new();
     for (n, letter) in id.chars().enumerate() {
-        if n >= 6 && n < 30 && (n - 6) % 4 == 0 {
+        if (6..30).contains(&n) && n % 4 == 2 {
             shown.push('-');
         }
         shown.push(letter);
