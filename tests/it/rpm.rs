@@ -495,7 +495,9 @@ fn every_kind_holds_the_same() {
                 ("hash", "chksum=1\n"),
                 ("btree", "chksum=1\n"),
             ] {
-                if more.is_empty() || page == 4096 {
+                // Both byte orders for the smallest, the usual and the largest.
+                let wanted = !big || matches!(page, 512 | 4096 | 65536);
+                if wanted && (more.is_empty() || page == 4096) {
                     let what = format!("{kind} {page} {big} {more}");
                     equal(&what, "Packages", berkeley(dir, &blobs, kind, big, page, more));
                 }
