@@ -7,7 +7,7 @@
 #   repo                   the repository (file lists, a module), for builds against it
 #   expected/packages.tsv  what rpm says: name, epoch, version, release, architecture, source
 #   expected/base.tsv      the same of the base image
-#   expected/manual        what dnf says was asked for
+#   expected/reasons       what dnf says of why each package is there; `manual` has those that are no dependency
 #   expected/from          what dnf says of each package's repository
 #   expected/changed       configuration files that were changed afterwards
 #   expected/partitions    name, first byte and length of each filesystem
@@ -419,7 +419,8 @@ dnf_ "$root" install ${wanted//,/ } unused > /dev/null
 dnf_ "$root" --noautoremove remove unused > /dev/null
 dnf_ "$root" mark remove less > /dev/null
 list "$root" > "$out/expected/packages.tsv"
-dnf_ "$root" repoquery --userinstalled --qf '%{name}' | sort -u > "$out/expected/manual"
+dnf_ "$root" repoquery --installed --qf '%{name} %{reason}' | sort -u > "$out/expected/reasons"
+awk '$2 != "dependency" && $2 != "weak-dependency" { print $1 }' "$out/expected/reasons" > "$out/expected/manual"
 dnf_ "$root" repoquery --installed --qf '%{name} %{from_repo}' | sort -u > "$out/expected/from"
 rm -rf "$root"/var/cache/dnf "$root"/var/log/dnf* "$root"/var/log/hawkey*
 

@@ -317,7 +317,7 @@ printf '%%files\n%%config /etc/common\n%%doc /etc/doc\n' >>SPECS/other.spec
   printf '%%description\nt\n%%install\nfor d in $(seq 1 20); do mkdir -p %%{buildroot}/usr/lib/long/d$d; (cd %%{buildroot}/usr/lib/long/d$d; seq 1 3000 | split -a 3 -l 20); done\n'
   printf '%%files\n/usr/lib/long\n'
 } >SPECS/long.spec
-build() { rpmbuild -bb --quiet --nodeps --define "_topdir $PWD" --define '_build_id_links none' --define '_unpackaged_files_terminate_build 0' "$@" 2>log || { cat log; exit 1; }; }
+build() { rpmbuild -bb --quiet --nodeps --define '_buildhost builder' --define "_topdir $PWD" --define '_build_id_links none' --define '_unpackaged_files_terminate_build 0' "$@" 2>log || { cat log; exit 1; }; }
 build SPECS/base.spec
 build SPECS/long.spec
 build --define '_binary_filedigest_algorithm 1' SPECS/small.spec
