@@ -40,6 +40,9 @@ mkdir -p "$machines"
 machine=$!
 tests/volumes.sh "$machines/volumes" > "$machines/volumes.log" 2>&1 &
 volumes=$!
+tests/rpm-machine.sh "$machines/rpm" > "$machines/rpm.log" 2>&1 &
+rpms=$!
+rpms_made() { wait "$rpms" || { cat "$machines/rpm.log"; return 1; }; }
 volumes_made() { wait "$volumes" || { cat "$machines/volumes.log"; return 1; }; }
 machine_made() { wait "$machine" || { cat "$machines/log"; return 1; }; }
 
@@ -49,6 +52,7 @@ step "licences and sources of what is linked" licences
 step "cargo test (build)" cargo test --quiet --locked --no-run
 step "the machines' disks, and those that lost their power" machine_made
 step "the disks with LVM, md and LUKS" volumes_made
+step "the server of rpms" rpms_made
 step "cargo test" cargo test --locked --no-fail-fast
 
 for old in "$machines"/run-*; do

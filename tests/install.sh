@@ -53,6 +53,12 @@ if [ "${1:-all}" = all ]; then
         "mdadm      mdadm"
         "cryptsetup cryptsetup-bin"
         "script     bsdutils"
+        "rpm        rpm"
+        "rpmbuild   rpm"
+        "dnf        dnf"
+        "createrepo_c createrepo-c"
+        "sqlite3    sqlite3"
+        "db_load    db-util"
     )
 fi
 

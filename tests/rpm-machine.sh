@@ -7,7 +7,7 @@
 #   repo                   the repository (file lists, a module), for builds against it
 #   expected/packages.tsv  what rpm says: name, epoch, version, release, architecture, source
 #   expected/base.tsv      the same of the base image
-#   expected/manual        what dnf says was asked for
+#   expected/reasons       what dnf says of why each package is there; `manual` has those that are no dependency
 #   expected/from          what dnf says of each package's repository
 #   expected/changed       configuration files that were changed afterwards
 #   expected/partitions    name, first byte and length of each filesystem
@@ -49,7 +49,7 @@ aptopts=()
 eval "$(apt-config shell http_proxy_opt Acquire::http::Proxy)"
 [ -z "${http_proxy_opt:-}" ] || aptopts=("--aptopt=Acquire::http::Proxy \"$http_proxy_opt\"")
 wanted=nginx-light,python3-minimal,openssh-server,curl,less,procps,iproute2,cron,sudo,vim-tiny,logrotate,rsync,acl,attr
-essential=bash,coreutils,dash,diffutils,findutils,grep,gzip,hostname,login,ncurses-bin,passwd,perl-base,sed,tar,util-linux,base-passwd
+essential=bash,coreutils,dash,diffutils,findutils,grep,gzip,hostname,login,ncurses-bin,passwd,perl-base,sed,tar,util-linux,base-passwd,usr-is-merged
 mmdebstrap --quiet --mode=root --variant=extract --keyring="$keyring" "${aptopts[@]}" --include="$wanted,$essential" \
     --aptopt='APT::Install-Recommends "false"' --skip=cleanup/apt,cleanup/reproducible,chroot/mount \
     $release "$work/extracted" "${sources[@]}" 9>&-
@@ -65,7 +65,7 @@ import os, re, subprocess, sys
 work = sys.argv[1]
 root = work + "/files"
 # What belongs to dpkg, and what the package filesystem brings instead.
-left_out = {"apt", "base-files", "base-passwd", "debconf", "dpkg"}
+left_out = {"apt", "base-files", "base-passwd", "debconf", "dpkg", "usr-is-merged"}
 # These list their files below /bin and /lib, as packages do that are older than the merge with /usr.
 unmerged = {"bash", "coreutils", "dash", "libc6"}
 of_filesystem = re.compile(r"/[^/]*|/usr/[^/]*|/var/[^/]*|/(s?bin|lib|lib64)(/.*)?|/usr/share/(doc|man)|/usr/local/.*|/etc/default")
@@ -117,9 +117,9 @@ for deb in sorted(os.listdir(work + "/debs")):
     if fields["Architecture"] == "all":
         spec.append("BuildArch: noarch")
     for field, tag in (("Pre-Depends", "Requires"), ("Depends", "Requires"), ("Recommends", "Recommends"), ("Suggests", "Suggests"),
-                       ("Provides", "Provides"), ("Breaks", "Conflicts")):
+                       ("Provides", "Provides")):
         for text in fields.get(field, "").replace("\n", " ").split(","):
-            if text.strip() and (field != "Breaks" or "(" in text):
+            if text.strip():
                 spec.append(f"{tag}: {relation(text)}")
     if name in ("curl", "cron", "sudo", "nginx-common"):
         spec.append("Requires: /bin/sh")
@@ -162,7 +162,7 @@ Release: 5.el9
 Summary: The directories of a system, and its users
 License: Public Domain
 Group: System Environment/Base
-Provides: base-files, base-passwd, debconf, debconf-2.0, dpkg = 99
+Provides: base-files, base-passwd, debconf = 2, debconf-2.0, dpkg = 99, usr-is-merged = 99
 AutoReqProv: no
 %description
 The directories of a system, and its users.
@@ -192,6 +192,8 @@ Requires: nginx-light, greeter-libs(abi) = 2, (less if man-db)
 Requires(post): /bin/sh, coreutils
 Recommends: greeter-extras
 Suggests: greeter-doc
+Conflicts: greeter-old < 1
+Obsoletes: greeting <= 1.5
 %description -n greeter
 A service that greets.
 
@@ -417,7 +419,8 @@ dnf_ "$root" install ${wanted//,/ } unused > /dev/null
 dnf_ "$root" --noautoremove remove unused > /dev/null
 dnf_ "$root" mark remove less > /dev/null
 list "$root" > "$out/expected/packages.tsv"
-dnf_ "$root" repoquery --userinstalled --qf '%{name}' | sort -u > "$out/expected/manual"
+dnf_ "$root" repoquery --installed --qf '%{name} %{reason}' | sort -u > "$out/expected/reasons"
+awk '$2 != "dependency" && $2 != "weak-dependency" { print $1 }' "$out/expected/reasons" > "$out/expected/manual"
 dnf_ "$root" repoquery --installed --qf '%{name} %{from_repo}' | sort -u > "$out/expected/from"
 rm -rf "$root"/var/cache/dnf "$root"/var/log/dnf* "$root"/var/log/hawkey*
 

@@ -317,7 +317,7 @@ printf '%%files\n%%config /etc/common\n%%doc /etc/doc\n' >>SPECS/other.spec
   printf '%%description\nt\n%%install\nfor d in $(seq 1 20); do mkdir -p %%{buildroot}/usr/lib/long/d$d; (cd %%{buildroot}/usr/lib/long/d$d; seq 1 3000 | split -a 3 -l 20); done\n'
   printf '%%files\n/usr/lib/long\n'
 } >SPECS/long.spec
-build() { rpmbuild -bb --quiet --nodeps --define "_topdir $PWD" --define '_build_id_links none' --define '_unpackaged_files_terminate_build 0' "$@" 2>log || { cat log; exit 1; }; }
+build() { rpmbuild -bb --quiet --nodeps --define '_buildhost builder' --define "_topdir $PWD" --define '_build_id_links none' --define '_unpackaged_files_terminate_build 0' "$@" 2>log || { cat log; exit 1; }; }
 build SPECS/base.spec
 build SPECS/long.spec
 build --define '_binary_filedigest_algorithm 1' SPECS/small.spec
@@ -495,7 +495,9 @@ fn every_kind_holds_the_same() {
                 ("hash", "chksum=1\n"),
                 ("btree", "chksum=1\n"),
             ] {
-                if more.is_empty() || page == 4096 {
+                // Both byte orders for the smallest, the usual and the largest.
+                let wanted = !big || matches!(page, 512 | 4096 | 65536);
+                if wanted && (more.is_empty() || page == 4096) {
                     let what = format!("{kind} {page} {big} {more}");
                     equal(&what, "Packages", berkeley(dir, &blobs, kind, big, page, more));
                 }

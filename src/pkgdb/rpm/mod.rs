@@ -64,7 +64,7 @@ pub fn read(source: &dyn Source) -> Result<Listing> {
     let found = place::find(source)?;
     for (n, database) in found.iter().enumerate() {
         match read_one(source, database) {
-            Ok(mut listing) => {
+            Ok(Some(mut listing)) => {
                 listing.problems.append(&mut passed);
                 let rest = found.iter().enumerate().filter(|(m, _)| *m != n);
                 if found.len() > 1 {
@@ -78,28 +78,25 @@ pub fn read(source: &dyn Source) -> Result<Listing> {
                 history::apply(source, &mut listing);
                 return Ok(listing);
             }
+            // That a database has no packages is a reason to look at the next, not a fault.
+            Ok(None) => {}
             Err(e) => {
-                // That a database has no packages is a reason to look at the next, not a fault.
-                if !is_empty(&e) {
-                    passed.push(Problem {
-                        path: database.path.clone(),
-                        what: e.to_string(),
-                    });
-                }
-                first = first.filter(|f| !is_empty(f)).or(Some(e));
+                passed.push(Problem {
+                    path: database.path.clone(),
+                    what: e.to_string(),
+                });
+                first = first.or(Some(e));
             }
         }
     }
-    Err(first.unwrap_or_else(|| Error::corrupt("no rpm database is there", 0)))
+    Err(first.unwrap_or_else(|| {
+        let all: Vec<String> = found.iter().map(ToString::to_string).collect();
+        Error::corrupt(format!("the rpm database has no packages: {}", all.join(", ")), 0)
+    }))
 }
 
-const EMPTY: &str = "the rpm database has no packages";
-
-fn is_empty(e: &Error) -> bool {
-    e.to_string().contains(EMPTY)
-}
-
-fn read_one(source: &dyn Source, database: &Found) -> Result<Listing> {
+/// The packages of one database; `None` if it is whole and has none.
+fn read_one(source: &dyn Source, database: &Found) -> Result<Option<Listing>> {
     let mut listing = Listing::default();
     let mut first: Option<Error> = None;
     let mut files = 0usize;
@@ -158,13 +155,11 @@ fn read_one(source: &dyn Source, database: &Found) -> Result<Listing> {
         });
     }
     listing.packages = packages.into_values().collect();
-    if listing.packages.is_empty() {
-        return Err(match first {
-            Some(e) => e.within(&path.to_string()),
-            None => Error::corrupt(format!("{path}: {EMPTY}"), 0),
-        });
+    match first {
+        Some(e) if listing.packages.is_empty() => Err(e.within(&path.to_string())),
+        None if listing.packages.is_empty() => Ok(None),
+        _ => Ok(Some(listing)),
     }
-    Ok(listing)
 }
 
 fn open(source: &dyn Source, path: &GuestPath) -> Result<std::sync::Arc<dyn crate::read_at::ReadAt>> {
