@@ -53,6 +53,9 @@ if [ "${1:-all}" = all ]; then
         "mdadm      mdadm"
         "cryptsetup cryptsetup-bin"
         "script     bsdutils"
+        "pacman     pacman-package-manager"
+        "bsdtar     libarchive-tools"
+        "debian-distro-info distro-info"
     )
 fi
 

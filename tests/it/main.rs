@@ -6,6 +6,7 @@
     reason = "a test fails by panicking"
 )]
 
+mod apk_alpm;
 mod assembly;
 mod btrfs;
 mod directory;
