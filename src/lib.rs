@@ -24,6 +24,7 @@ pub mod bytes;
 pub mod calendar;
 pub mod cli;
 pub mod convert;
+pub mod delta;
 pub mod diff;
 pub mod digest;
 pub mod disk;

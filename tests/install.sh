@@ -53,6 +53,7 @@ if [ "${1:-all}" = all ]; then
         "mdadm      mdadm"
         "cryptsetup cryptsetup-bin"
         "script     bsdutils"
+        "rdiff      rdiff"
         "pacman     pacman-package-manager"
         "bsdtar     libarchive-tools"
         "debian-distro-info distro-info"

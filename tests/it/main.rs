@@ -9,6 +9,7 @@
 mod apk_alpm;
 mod assembly;
 mod btrfs;
+mod delta;
 mod directory;
 mod disk;
 mod distributions;
