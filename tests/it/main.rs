@@ -29,6 +29,7 @@ mod mutants;
 mod oci;
 mod packages;
 #[allow(dead_code, reason = "shared by the modules beside it")]
+mod rpm;
 mod support;
 mod vfat;
 mod volume;

@@ -9,12 +9,12 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 /// How many mutants of each seed (`VM2K_MUTANTS`).
-fn mutants() -> u64 {
+pub(crate) fn mutants() -> u64 {
     std::env::var("VM2K_MUTANTS").map_or(300, |n| n.parse().unwrap())
 }
 
 /// Changes mutant number `n` of an image: bits, words and copies, four of five in its `hot` places.
-fn mutate(b: &mut [u8], n: u64, hot: &[Range<usize>]) {
+pub(crate) fn mutate(b: &mut [u8], n: u64, hot: &[Range<usize>]) {
     let len = b.len();
     let mut r = Random(n.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
     let special = [

@@ -139,28 +139,31 @@ fn read(header: &Header<'_>, name: &str, notes: &mut Vec<String>) -> Result<Pack
         version: word(header, tag::VERSION, "VERSION")?,
         release: Some(word(header, tag::RELEASE, "RELEASE")?),
         // The keys that rpm keeps as packages have none.
-        arch: header.text(tag::ARCH)?.filter(|_| name != super::PUBKEY),
-        source: header
-            .text(tag::SOURCE_RPM)?
-            .map(|name| SourcePackage { name, version: None }),
+        arch: said(header, tag::ARCH)?.filter(|_| name != super::PUBKEY),
+        source: said(header, tag::SOURCE_RPM)?.map(|name| SourcePackage { name, version: None }),
         size,
         database: NAME,
         conffiles: conffiles(&files),
         files,
         relations,
-        maintainer: header.text(tag::PACKAGER)?,
-        vendor: header.text(tag::VENDOR)?,
-        module: header.text(tag::MODULARITY_LABEL)?,
+        maintainer: said(header, tag::PACKAGER)?,
+        vendor: said(header, tag::VENDOR)?,
+        module: said(header, tag::MODULARITY_LABEL)?,
         installed_at: header
             .number(tag::INSTALL_TIME)?
             .and_then(|t| i64::try_from(t).ok()),
-        section: header.text(tag::GROUP)?,
-        origin: header.text(tag::DISTRIBUTION)?,
-        license: header.text(tag::LICENSE)?,
-        summary: header.text(tag::SUMMARY)?,
-        homepage: header.text(tag::URL)?,
+        section: said(header, tag::GROUP)?,
+        origin: said(header, tag::DISTRIBUTION)?,
+        license: said(header, tag::LICENSE)?,
+        summary: said(header, tag::SUMMARY)?,
+        homepage: said(header, tag::URL)?,
         ..Package::default()
     })
+}
+
+/// The text of a tag. `(none)` is what rpm prints for a tag that is missing, and writes into the headers of its keys.
+fn said(header: &Header<'_>, tag: u32) -> Result<Option<String>> {
+    Ok(header.text(tag)?.filter(|text| text != "(none)"))
 }
 
 fn bad(what: impl Into<String>) -> Error {
@@ -448,6 +451,38 @@ mod tests {
         assert_eq!(p.relations.suggests, ["b"]);
         assert_eq!(p.relations.depends, ["old"]);
         assert_eq!(p.full_version(), "1-2");
+    }
+
+    #[test]
+    fn states_and_flags_of_files() {
+        let names = strings(&["/a", "/b", "/c", "/d", "/e", "/f"]);
+        let flags = words(&[1, 1, 1 | 16, 1, 1 | 64, 1 | 8]);
+        let p = parse(&[
+            (1027, 8, 6, &names),
+            (1029, 1, 6, &[0, 1, 2, 3, 0, 4]),
+            (1037, 4, 6, &flags),
+            (5011, 4, 1, &words(&[11])),
+            (1035, 8, 6, &strings(&["00", "", "", "", "", ""])),
+        ])
+        .unwrap();
+        let facts = |n: usize| p.files[n].facts.as_deref().unwrap();
+        let states: Vec<FileState> = (0..6).map(|n| facts(n).state).collect();
+        assert_eq!(
+            states,
+            [
+                FileState::Normal,
+                FileState::Replaced,
+                FileState::NotInstalled,
+                FileState::NetShared,
+                FileState::Normal,
+                FileState::WrongColor
+            ]
+        );
+        assert!(facts(2).flags.noreplace && facts(4).flags.ghost && facts(5).flags.missing_ok);
+        // Neither what was left out or replaced, nor the ghost; an algorithm that is not read is no digest.
+        let paths: Vec<String> = p.conffiles.iter().map(|c| c.path.to_string()).collect();
+        assert_eq!(paths, ["/a", "/d"]);
+        assert_eq!(facts(0).digest, None);
     }
 
     #[test]

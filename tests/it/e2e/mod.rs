@@ -9,6 +9,7 @@ mod engines;
 mod faults;
 mod image;
 mod plan;
+mod rpm;
 mod same;
 mod target;
 
