@@ -158,7 +158,7 @@ fn a_bundle_makes_the_new_files() {
         "{}",
         document["delta"]
     );
-    assert!(number("deltas") * 10 < number("bytes"), "{}", document["delta"]);
+    assert!(number("deltas") * 3 < number("bytes"), "{}", document["delta"]);
     // The same bytes again.
     let bundle = sides.bundle("bundle");
     assert_eq!(std::fs::read(&bundle).unwrap(), std::fs::read(&json).unwrap());
