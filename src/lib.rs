@@ -25,6 +25,7 @@ mod cache;
 pub mod calendar;
 pub mod cli;
 pub mod convert;
+pub mod delta;
 pub mod diff;
 pub mod digest;
 pub mod disk;

@@ -59,6 +59,10 @@ if [ "${1:-all}" = all ]; then
         "createrepo_c createrepo-c"
         "sqlite3    sqlite3"
         "db_load    db-util"
+        "rdiff      rdiff"
+        "pacman     pacman-package-manager"
+        "bsdtar     libarchive-tools"
+        "debian-distro-info distro-info"
     )
 fi
 

@@ -10,6 +10,7 @@ mod dockerfile;
 mod keys;
 mod ls;
 mod pages;
+mod patch;
 mod plan;
 mod scan;
 mod strategy;
@@ -99,6 +100,8 @@ enum Command {
     Verify(verify::Arguments),
     /// Compare any two machines, directories or images, both ways
     Diff(diff::Arguments),
+    /// Apply a bundle of deltas that diff made
+    Patch(patch::Arguments),
     /// List the files of a machine, an image or a bare filesystem
     Ls(ls::Arguments),
     /// Write one file's bytes to stdout
@@ -123,6 +126,7 @@ pub fn run() -> ExitCode {
         Command::Convert(arguments) => convert::run(&cli.common, arguments, &ui),
         Command::Verify(arguments) => verify::run(&cli.common, arguments, &ui),
         Command::Diff(arguments) => diff::run(&cli.common, arguments, &ui),
+        Command::Patch(arguments) => patch::run(&cli.common, arguments, &ui),
         Command::Ls(arguments) => ls::run(&cli.common, arguments, &ui),
         Command::Cat(arguments) => cat::run(&cli.common, arguments, &ui),
         Command::Plan(arguments) => plan::run(&cli.common, arguments, &ui),

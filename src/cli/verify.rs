@@ -114,17 +114,13 @@ fn table(
     image: &dyn Source,
 ) -> std::io::Result<()> {
     for (path, change) in &report.differences {
-        let kind = image
-            .tree()
-            .get(path)
-            .or_else(|| machine.tree().get(path))
-            .map(|n| &n.kind);
+        let item = itemized(*change, machine.tree().get(path), image.tree().get(path));
         let what = match change {
             Change::Added => "only in the image".to_owned(),
             Change::Deleted => "missing from the image".to_owned(),
             Change::Changed(fields) => format!("differs in {fields}"),
         };
-        writeln!(out, "{} {path}: {what}", itemized(*change, kind))?;
+        writeln!(out, "{item} {path}: {what}")?;
     }
     for (path, why) in &report.unread {
         writeln!(

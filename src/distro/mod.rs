@@ -507,14 +507,14 @@ mod tests {
         };
         assert_eq!(release("debian", "12.5").as_deref(), Some("12"));
         assert_eq!(release("debian", "120"), None);
-        assert_eq!(release("debian", "7"), None);
+        assert_eq!(release("debian", "6"), None);
         assert_eq!(release("alpine", "3.19.1").as_deref(), Some("3.19"));
         assert_eq!(release("alpine", "3.1").as_deref(), Some("3.1"));
         assert_eq!(release("rhel", "9.4").as_deref(), Some("9"));
         let debian = distros.get("debian").unwrap();
         let sid = debian.release(None, Some("SID")).unwrap();
         assert_eq!(sid.image.as_deref(), Some("docker.io/library/debian:sid"));
-        assert!(debian.release(Some("7"), Some("bookworm")).is_none());
+        assert!(debian.release(Some("6"), Some("bookworm")).is_none());
     }
 
     #[test]

@@ -131,11 +131,21 @@ impl PackageTool<'_> {
     pub fn word(&self, package: &Wanted<'_>) -> Result<String> {
         self.name(package.name)?;
         self.matches("version of a package", self.package_version, package.version)?;
-        let parts = [package.arch, package.release, Some(package.upstream)];
-        for part in parts.into_iter().flatten() {
-            if part.starts_with('-') || part.contains(|c: char| c.is_whitespace() || c.is_control()) {
-                return Err(self.strange("part of a version", part));
-            }
+        // The parts are those of the version that was checked.
+        let mut whole = package.epoch.map(|e| format!("{e}:")).unwrap_or_default();
+        whole.push_str(package.upstream);
+        if let Some(release) = package.release {
+            whole.push_str(&format!("-{release}"));
+        }
+        if whole != package.version {
+            return Err(self.strange("version of a package", &whole));
+        }
+        if let Some(arch) = package.arch
+            && !arch
+                .chars()
+                .all(|c| c.is_ascii_alphanumeric() || "_-".contains(c))
+        {
+            return Err(self.strange("architecture", arch));
         }
         let word = self.render(
             "package_word",

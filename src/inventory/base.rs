@@ -180,7 +180,7 @@ mod tests {
         );
         assert!(base("ID=manjaro\nID_LIKE=arch\n").reason.contains("nearest"));
         for unknown in [
-            "ID=debian\nVERSION_ID=7\n",
+            "ID=debian\nVERSION_ID=6\n",
             "ID=new\nID_LIKE=debian\nVERSION_ID=12\n",
             "ID=zzz\n",
             "",

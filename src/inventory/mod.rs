@@ -199,31 +199,17 @@ fn take_packages(source: &dyn Source, distros: &Distros, inventory: &mut Invento
 /// Lets the package database speak where no program tells the architecture, and notes where the two disagree.
 fn check_architecture(source: &dyn Source, inventory: &mut Inventory) {
     let packages = inventory.packages.as_deref().unwrap_or_default();
-    let (native, stated) = match inventory.database {
-        Some(pkgdb::dpkg::NAME) => {
-            let Ok(Some(native)) = pkgdb::dpkg::native_arch(source, packages) else {
-                return;
-            };
-            let stated = pkgdb::dpkg::oci_arch(&native);
-            (native, stated)
-        }
-        Some(pkgdb::rpm::NAME) => match pkgdb::rpm::architecture(packages) {
-            Some((stated, native)) => (native, Some(stated)),
-            None => return,
-        },
-        _ => return,
-    };
     let database = inventory.database.unwrap_or_default();
-    match (inventory.os.arch, stated) {
-        (None, Some(stated)) => inventory.os.arch = Some(stated),
-        (Some(seen), Some(stated)) if seen.architecture != stated.architecture => {
-            inventory.notes.push(format!(
-                "the programs are of {seen}, {database}'s own architecture is {native}"
-            ));
-        }
+    let row = pkgdb::DATABASES.iter().find(|row| row.name == database);
+    let Some((stated, native)) = row.and_then(|row| (row.architecture)(source, packages)) else {
+        return;
+    };
+    match inventory.os.arch {
+        Some(seen) if seen.architecture != stated.architecture => inventory.notes.push(format!(
+            "the programs are of {seen}, {database}'s own architecture is {native}"
+        )),
         // The header of a program tells the ABI only, the database the instruction set that was chosen for it.
-        (Some(_), Some(stated)) => inventory.os.arch = Some(stated),
-        _ => {}
+        _ => inventory.os.arch = Some(stated),
     }
 }
 

@@ -220,6 +220,31 @@ fn identify(source: &dyn Source, distros: &Distros) -> Result<Option<Os>> {
     Ok(best.map(|(_, os)| os))
 }
 
+/// The version in full, for archives that are sorted by it: `7.6.1810` of a machine whose `VERSION_ID` is 7, from the files
+/// that its distribution is known by. `VERSION_ID` where none says more.
+///
+/// # Errors
+/// As the source's reader.
+pub fn full_version(source: &dyn Source, distros: &Distros, os: &Os) -> Result<Option<String>> {
+    let rules = os.distro.as_deref().and_then(|id| distros.get(id));
+    let stated = os.version_id.as_deref().unwrap_or_default();
+    for rule in rules.into_iter().flat_map(|distro| &distro.identify) {
+        let Some(bytes) = read_file(source, &rule.file, LIMIT)? else {
+            continue;
+        };
+        let Ok(pattern) = regex::bytes::Regex::new(&rule.pattern) else {
+            continue;
+        };
+        let found = pattern.captures(&bytes).and_then(|c| c.name("version"));
+        let found = found.map(|m| String::from_utf8_lossy(m.as_bytes()).into_owned());
+        let longer = |v: &String| v.strip_prefix(stated).is_some_and(|rest| rest.starts_with('.'));
+        if let Some(version) = found.filter(|v| stated.is_empty() || longer(v)) {
+            return Ok(Some(version));
+        }
+    }
+    Ok(os.version_id.clone())
+}
+
 /// The host name: the first line of `/etc/hostname` that is neither empty nor a comment (hostname(5)), else `HOSTNAME`
 /// of `/etc/sysconfig/network`.
 ///
@@ -383,5 +408,29 @@ mod tests {
             Some("db.example")
         );
         assert_eq!(name("/etc/hostname", "\n"), None);
+    }
+
+    #[test]
+    fn versions_in_full() {
+        let distros = Distros::load(None).unwrap();
+        let full = |os_release: &str, file: &str, text: &str| {
+            let source = MemorySource::new("m")
+                .file("/etc/os-release", os_release)
+                .file(file, text)
+                .build();
+            let os = read(&source, &distros).unwrap();
+            full_version(&source, &distros, &os).unwrap()
+        };
+        let centos = |text: &str| full("ID=centos\nVERSION_ID=7\n", "/etc/centos-release", text);
+        assert_eq!(
+            centos("CentOS Linux release 7.6.1810 (Core)\n").as_deref(),
+            Some("7.6.1810")
+        );
+        assert_eq!(centos("CentOS Linux release 8.1\n").as_deref(), Some("7"));
+        assert_eq!(
+            full("ID=debian\nVERSION_ID=12\n", "/etc/debian_version", "12.5\n").as_deref(),
+            Some("12.5")
+        );
+        assert_eq!(full("ID=arch\n", "/etc/arch-release", ""), None);
     }
 }

@@ -294,6 +294,12 @@ pub fn oci_arch(arch: &str) -> Option<Arch> {
     })
 }
 
+/// The machine's own architecture in the words of OCI and in dpkg's.
+pub fn architecture(source: &dyn Source, packages: &[Package]) -> Option<(Arch, String)> {
+    let native = native_arch(source, packages).ok()??;
+    Some((oci_arch(&native)?, native))
+}
+
 /// The machine's native architecture in dpkg's words: the first line of `/var/lib/dpkg/arch`, else the architecture of
 /// the package of dpkg itself, else the one that most packages have.
 ///

@@ -5,6 +5,8 @@
 
 #![deny(clippy::indexing_slicing)]
 
+pub mod alpm;
+pub mod apk;
 pub mod deb822;
 pub mod dpkg;
 pub mod dpkg_state;
@@ -20,6 +22,7 @@ pub use package::{
     SourcePackage,
 };
 
+use crate::arch::Arch;
 use crate::error::{Error, Result};
 use crate::path::GuestPath;
 use crate::read_at::Stream;
@@ -85,6 +88,8 @@ pub struct Database {
     pub grammar: Grammar,
     /// Reads it. An error where it is damaged as a whole, or holds nothing.
     pub read: fn(&dyn Source) -> Result<Listing>,
+    /// The machine's own architecture in the words of OCI and in the database's, as far as the database tells it.
+    pub architecture: fn(&dyn Source, &[Package]) -> Option<(Arch, String)>,
 }
 
 /// Every kind of database.
@@ -96,6 +101,7 @@ pub const DATABASES: &[Database] = &[
         order: Order::Dpkg,
         grammar: Grammar::Dpkg,
         read: dpkg::read,
+        architecture: dpkg::architecture,
     },
     Database {
         name: rpm::NAME,
@@ -112,30 +118,27 @@ pub const DATABASES: &[Database] = &[
         order: Order::Rpm,
         grammar: Grammar::Rpm,
         read: rpm::read,
+        architecture: |_, packages| rpm::architecture(packages),
     },
     Database {
-        name: "apk",
-        places: &["/lib/apk/db", "/usr/lib/apk/db"],
-        probe: |source| any(source, APK_FILES),
+        name: apk::NAME,
+        places: &["/lib/apk/db", "/usr/lib/apk/db", "/etc/apk/world"],
+        probe: apk::probe,
         order: Order::Apk,
         grammar: Grammar::Apk,
-        read: |source| not_yet(source, "apk", APK_FILES),
+        read: apk::read,
+        architecture: apk::architecture,
     },
     Database {
-        name: "alpm",
+        name: alpm::NAME,
         places: &["/var/lib/pacman/local"],
-        probe: |source| any(source, ALPM_FILES),
+        probe: alpm::probe,
         order: Order::Alpm,
         grammar: Grammar::Alpm,
-        read: |source| not_yet(source, "alpm", ALPM_FILES),
+        read: alpm::read,
+        architecture: |_, packages| alpm::architecture(packages),
     },
 ];
-
-const APK_FILES: &[(&str, &str)] = &[
-    ("/lib/apk/db/installed", "installed"),
-    ("/usr/lib/apk/db/installed", "installed"),
-];
-const ALPM_FILES: &[(&str, &str)] = &[("/var/lib/pacman/local", "local")];
 
 /// True if `path` may be a file of a package database.
 pub fn is_database_file(path: &GuestPath) -> bool {
@@ -144,20 +147,6 @@ pub fn is_database_file(path: &GuestPath) -> bool {
         let below = path.as_bytes().strip_prefix(place.as_bytes());
         below.is_some_and(|rest| rest.is_empty() || rest.starts_with(b"/"))
     })
-}
-
-fn any(source: &dyn Source, files: &[(&str, &str)]) -> bool {
-    files.iter().any(|(path, _)| source.tree().find(path).is_some())
-}
-
-fn not_yet(source: &dyn Source, name: &str, files: &[(&str, &str)]) -> Result<Listing> {
-    let mut present = files
-        .iter()
-        .filter(|(path, _)| source.tree().find(path).is_some());
-    let kind = present.next().map_or("missing", |(_, kind)| kind);
-    Err(Error::unsupported(format!(
-        "{name} database ({kind}): not read yet"
-    )))
 }
 
 /// Reads the machine's package database. Where it has several (package tools of another family are a package like any
@@ -242,14 +231,15 @@ mod tests {
     use crate::source::memory::MemorySource;
 
     #[test]
-    fn what_is_not_read_yet_is_named() {
-        for (file, word) in [("/lib/apk/db/installed", "apk")] {
-            let source = MemorySource::new("m").file(file, "x").build();
-            let error = read(&source, None).unwrap_err();
-            assert!(matches!(error, Error::Unsupported { .. }));
-            assert!(error.to_string().contains(word), "{error}");
-        }
+    fn a_machine_without_a_database_has_none() {
         assert!(read(&MemorySource::new("m").build(), None).unwrap().is_none());
+        for file in ["/lib/apk/db/installed", "/var/lib/pacman/local/a/desc"] {
+            let source = MemorySource::new("m").file(file, "x").build();
+            assert!(
+                matches!(read(&source, None), Err(Error::Corrupt { .. })),
+                "{file}"
+            );
+        }
     }
 
     #[test]

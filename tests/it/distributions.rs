@@ -177,7 +177,7 @@ fn commands_are_safe_with_any_word() {
                 ..package.clone()
             });
             assert!(
-                in_version.is_err() || nasty == "a^b",
+                matches!(in_version, Err(Error::Refused { .. })),
                 "{} {nasty:?}: {in_version:?}",
                 distro.id
             );
@@ -317,8 +317,13 @@ fn images_are_references_and_dates_make_sense() {
                     .filter(|v| !v.is_empty()),
             );
         }
+        let ends: Vec<_> = distro
+            .releases
+            .iter()
+            .filter_map(|r| r.end_of_life.as_ref())
+            .collect();
         assert!(
-            versions.is_sorted(),
+            versions.is_sorted() || ends.is_sorted(),
             "{}: the oldest release comes first: {versions:?}",
             distro.id
         );
@@ -328,12 +333,12 @@ fn images_are_references_and_dates_make_sense() {
             .iter()
             .filter(|r| r.version.as_deref().is_some_and(|v| v != "*"));
         assert!(
-            versions.len() == numbered.count() || distro.id == "android",
+            versions.len() == numbered.count(),
             "{}: a release twice",
             distro.id
         );
     }
-    assert!(images > 180, "{images}");
+    assert!(images > 150, "{images}");
 }
 
 /// A name without a tag means `latest`.
@@ -349,9 +354,7 @@ fn with_tag(image: &str) -> String {
 /// Debian's package distro-info-data knows the dates of Debian and Ubuntu.
 #[test]
 fn dates_are_those_of_distro_info() {
-    if !tools("distributions::distro_info", &["debian-distro-info"])
-        && !Path::new("/usr/share/distro-info").exists()
-    {
+    if !tools("distributions::distro_info", &["debian-distro-info"]) {
         return;
     }
     let distros = Distros::load(None).unwrap();

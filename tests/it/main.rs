@@ -6,8 +6,10 @@
     reason = "a test fails by panicking"
 )]
 
+mod apk_alpm;
 mod assembly;
 mod btrfs;
+mod delta;
 mod directory;
 mod disk;
 mod distributions;
