@@ -11,6 +11,7 @@ mod btrfs;
 mod directory;
 mod disk;
 mod distributions;
+mod dockerfile;
 mod e2e;
 mod everything;
 mod ext4;
