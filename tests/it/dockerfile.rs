@@ -70,7 +70,10 @@ fn made(
         builder = builder.file(&format!("/usr/bin/{program}"), "");
     }
     for (path, content) in files {
-        builder = builder.file(path, content);
+        builder = match path.rsplit_once(".wants/") {
+            Some((_, unit)) => builder.symlink(path, &format!("/lib/systemd/system/{unit}")),
+            None => builder.file(path, content),
+        };
     }
     Made {
         files: builder,
@@ -300,7 +303,7 @@ const FAMILIES: &[Family] = &[
             ),
             (
                 "/lib/systemd/system/app.service",
-                "[Service]\nExecStart=/srv/app --say \"$HOME and ${x}\"\nUser=www-data\nWorkingDirectory=/srv/my app\nEnvironment=MODE=a\\x20$b\n",
+                "[Service]\nExecStart=/srv/app --say \"a 'quoted' word\"\nUser=www-data\nWorkingDirectory=/srv/my app\nEnvironment=\"MODE=a $b\"\n",
             ),
             (
                 "/etc/systemd/system/multi-user.target.wants/app.service",
@@ -559,7 +562,7 @@ fn hostile_words_stay_words() {
         .file("/etc/hostname", "syntax=evil\n")
         .file(
             "/lib/systemd/system/a.service",
-            format!("[Service]\nExecStart=/srv/a \"$(touch /pwned)\" {{{{x}}}} 'a b'\n"),
+            "[Service]\nExecStart=/srv/a \"`touch /pwned`; x\" {{x}} 'a b'\n",
         )
         .symlink(
             "/etc/systemd/system/multi-user.target.wants/a.service",
