@@ -123,9 +123,15 @@ pub(super) fn decide(facts: &Facts<'_>, store: Option<&Arc<Store>>) -> Result<Su
             let live = ask(&own)?;
             supply.choices = climb(Some(&live), None, false);
             let mut merged: Option<Catalogue> = None;
+            let mut others: Vec<Answer> = Vec::new();
+            let unserved = |choices: &[Choice]| {
+                let both = choices.iter().zip(&unasked);
+                both.filter(|(c, u)| c.rung == Rung::Rest && u.word.is_some())
+                    .count()
+            };
             for archive in &archives {
-                let missing: Vec<usize> = unserved(&supply.choices);
-                if missing.is_empty() {
+                let missing = unserved(&supply.choices);
+                if missing == 0 {
                     break;
                 }
                 let mut named = Vec::new();
@@ -134,16 +140,19 @@ pub(super) fn decide(facts: &Facts<'_>, store: Option<&Arc<Store>>) -> Result<Su
                 }
                 let asked = merged_with(merged.as_ref(), ask(&named)?);
                 let choices = climb(Some(&live), Some(&asked), false);
-                if unserved(&choices).len() < missing.len() {
+                if unserved(&choices) < missing {
                     used.push(archive);
                     supply.choices = choices;
                     merged = Some(asked);
                 } else {
-                    supply.archive.extend(asked.answers);
+                    let known = merged.as_ref().map_or(0, |m| m.answers.len());
+                    others.extend(asked.answers.into_iter().skip(known));
                 }
             }
-            let answered = |c: &Catalogue| c.answers.iter().any(|a| a.packages.is_some());
-            if !answered(&live) && !merged.as_ref().is_some_and(answered) {
+            supply.archive = merged.map_or_else(Vec::new, |m| m.answers);
+            supply.archive.extend(others);
+            let mut all = live.answers.iter().chain(&supply.archive);
+            if all.all(|a| a.packages.is_none()) {
                 let why = live.answers.iter().find_map(|a| a.failure.clone());
                 return Err(Error::Network {
                     what: format!(
@@ -156,20 +165,11 @@ pub(super) fn decide(facts: &Facts<'_>, store: Option<&Arc<Store>>) -> Result<Su
                 .hint("name a mirror with --mirror FROM=TO, or use --offline, which asks nobody"));
             }
             supply.live = live.answers;
-            if let Some(merged) = merged {
-                supply.archive = merged.answers;
-            }
         }
     }
     supply.from_archive = !used.is_empty();
     put_together(facts, tool, &used, &mut supply);
     Ok(supply)
-}
-
-/// The packages that would have to come from the rest layer because nobody serves them.
-fn unserved(choices: &[Choice]) -> Vec<usize> {
-    let of = |(i, c): (usize, &Choice)| (c.rung == Rung::Rest).then_some(i);
-    choices.iter().enumerate().filter_map(of).collect()
 }
 
 /// Both catalogues in one; the numbers of the second's answers go on behind those of the first.
@@ -242,9 +242,25 @@ fn put_together(facts: &Facts<'_>, tool: &PackageTool<'_>, used: &[&Archive], su
         !file.key && !found.is_empty()
     };
     let mut present: HashSet<GuestPath> = HashSet::new();
+    let archived = |path: &str| used.iter().flat_map(|(_, files)| files).find(|(p, _)| p == path);
     for file in facts.files {
         let path = file.path.to_string();
+        let answers = supply.live.iter().any(|a| a.file == path && a.packages.is_some());
+        if let (true, Some((_, content))) = (answers, archived(&path)) {
+            // Both are needed: what answers, and the archive behind it.
+            let both = [&mirrored(&file.content)[..], b"\n", &mirrored(content.as_bytes())].concat();
+            present.insert(file.path.clone());
+            supply.files.push((file.path.clone(), both));
+            continue;
+        }
         if dead.contains(&path) || replaced(&path) || (unasked && names_any(file)) {
+            let why = match (replaced(&path), unasked) {
+                (true, _) | (_, true) => "the archive stands in its place",
+                _ => "none of its repositories answers",
+            };
+            supply
+                .notes
+                .push(format!("{path} is not used by the build: {why}"));
             if facts.base.is_some_and(|b| b.tree().get(&file.path).is_some()) && !replaced(&path) {
                 supply.remove.push(file.path.clone());
             }
@@ -260,8 +276,9 @@ fn put_together(facts: &Facts<'_>, tool: &PackageTool<'_>, used: &[&Archive], su
         }
     }
     for (path, content) in used.iter().flat_map(|(_, files)| files) {
-        if let Ok(path) = GuestPath::new(path.as_bytes()) {
-            present.insert(path.clone());
+        if let Ok(path) = GuestPath::new(path.as_bytes())
+            && present.insert(path.clone())
+        {
             supply.files.push((path, mirrored(content.as_bytes())));
         }
     }

@@ -13,6 +13,7 @@ mod delta;
 mod directory;
 mod disk;
 mod distributions;
+mod dockerfile;
 mod e2e;
 mod everything;
 mod ext4;
