@@ -4,6 +4,7 @@ use super::{Common, strategy, target, text, ui::Ui};
 use crate::convert::{
     BaseChoice, BuiltLayer, Machine, Options, Prepared, Weights, assemble, build, prepare, weigh,
 };
+use crate::dockerfile;
 use crate::error::{Error, code};
 use crate::layer::Settings;
 use crate::layer::compress::Compression;
@@ -14,7 +15,7 @@ use crate::source::Source;
 use crate::store::Store;
 use anyhow::Context;
 use clap::{Args, ValueEnum};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// What decides about an image; `plan` takes the same.
@@ -58,8 +59,8 @@ pub(super) struct Arguments {
     decisions: Decisions,
     #[command(flatten)]
     strategy: strategy::Arguments,
-    /// Where the image goes: oci:DIR[:TAG], oci-archive:FILE[:REF], docker-archive:FILE[:REF] or docker-daemon:REF; may be
-    /// repeated
+    /// Where the image goes: oci:DIR[:TAG], oci-archive:FILE[:REF], docker-archive:FILE[:REF] or docker-daemon:REF, or
+    /// dockerfile:DIR for a build context; may be repeated
     /// [default: oci-archive:./<hostname>.tar]
     #[arg(long, short, value_name = "OUTPUT")]
     output: Vec<String>,
@@ -80,6 +81,9 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
 }
+
+/// What stands before the directory of a build context.
+const CONTEXT: &str = "dockerfile:";
 
 /// The `schema` of the report.
 const SCHEMA: &str = "vm2k.convert/1";
@@ -144,9 +148,15 @@ pub(super) fn run(common: &Common, arguments: &Arguments, ui: &Ui) -> anyhow::Re
         None => None,
     };
     // What can be wrong with the words is found before the machine is read.
+    let contexts: Vec<&str> = arguments
+        .output
+        .iter()
+        .filter_map(|o| o.strip_prefix(CONTEXT))
+        .collect();
     let outputs = arguments
         .output
         .iter()
+        .filter(|o| !o.starts_with(CONTEXT))
         .map(|o| Output::parse_output(o))
         .collect::<Result<Vec<_>, _>>()?;
     if !arguments.dry_run {
@@ -167,11 +177,45 @@ pub(super) fn run(common: &Common, arguments: &Arguments, ui: &Ui) -> anyhow::Re
         print!("{}", prepared.document.to_yaml()?);
         return Ok(code::DONE);
     }
+    for dir in &contexts {
+        let options_of = dockerfile::Options {
+            offline: common.offline,
+            ..dockerfile::Options::default()
+        };
+        let dir = Path::new(dir);
+        let report = dockerfile::write_context(
+            dir,
+            machine,
+            &prepared,
+            &options,
+            &options_of,
+            &distros,
+            &store,
+            ui,
+        )?;
+        if !arguments.json {
+            print!("{}", super::dockerfile::table(&report, &prepared, dir));
+        } else if outputs.is_empty() {
+            println!("{}", serde_json::to_string_pretty(&report)?);
+        }
+        if let (Some(path), true) = (&arguments.report, outputs.is_empty()) {
+            let json = serde_json::to_vec_pretty(&report)?;
+            std::fs::write(path, json).with_context(|| format!("writing {}", path.display()))?;
+        }
+        if outputs.is_empty() && !report.unsaid.is_empty() {
+            return Ok(code::DIFFERS);
+        }
+    }
+    if outputs.is_empty() && !contexts.is_empty() {
+        let clean = opened.source.problems().is_empty();
+        return Ok(if clean { code::DONE } else { code::DIFFERS });
+    }
     let outputs = match outputs.is_empty() {
         true => vec![default_output(&prepared)?],
         false => outputs,
     };
     prepared = strategy::apply(
+        common,
         &arguments.strategy,
         machine,
         prepared,

@@ -6,6 +6,7 @@
 mod cat;
 mod convert;
 mod diff;
+mod dockerfile;
 mod keys;
 mod ls;
 mod pages;
@@ -104,6 +105,8 @@ enum Command {
     Cat(cat::Arguments),
     /// Show what convert would do, as YAML to edit and to give back with `convert --plan`
     Plan(plan::Arguments),
+    /// Write a build context: a Dockerfile that brings the machine's packages, and what no package brings
+    Dockerfile(dockerfile::Arguments),
     /// Print the completions of a shell
     Completions(pages::CompletionArguments),
     /// Write the man pages into a directory
@@ -123,6 +126,7 @@ pub fn run() -> ExitCode {
         Command::Ls(arguments) => ls::run(&cli.common, arguments, &ui),
         Command::Cat(arguments) => cat::run(&cli.common, arguments, &ui),
         Command::Plan(arguments) => plan::run(&cli.common, arguments, &ui),
+        Command::Dockerfile(arguments) => dockerfile::run(&cli.common, arguments, &ui),
         Command::Completions(arguments) => pages::completions(arguments),
         Command::Man(arguments) => pages::man(arguments),
     };

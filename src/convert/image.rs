@@ -63,6 +63,29 @@ pub(super) fn config(inventory: &Inventory, base: Option<&Base>, options: &Optio
     })
 }
 
+/// The labels of OCI's image-spec (annotations.md) that an image of this machine has.
+pub(crate) fn image_labels(prepared: &Prepared) -> BTreeMap<String, String> {
+    let base = prepared.base.as_ref();
+    let os = &prepared.inventory.os;
+    let mut labels = BTreeMap::new();
+    let mut label = |key: &str, value: Option<&str>| {
+        if let Some(value) = value {
+            labels.insert(format!("org.opencontainers.image.{key}"), value.to_owned());
+        }
+    };
+    label("title", prepared.inventory.hostname.as_deref());
+    label("version", os.version_id.as_deref());
+    label(
+        "base.name",
+        base.and_then(|b| b.source.image().reference.registry_name())
+            .as_deref(),
+    );
+    label("base.digest", base.map(|b| b.reference.digest.as_str()));
+    let description = format!("{} from a machine, by vm2k", os.describe());
+    label("description", Some(&description));
+    labels
+}
+
 /// The image of a plan and its layers: config and manifest with equal bytes for equal input.
 ///
 /// # Errors
@@ -84,25 +107,11 @@ pub fn assemble(
         Error::unsupported("the machine's architecture cannot be told from its programs")
             .hint("use a base image: its architecture is taken")
     })?;
-    let mut labels = BTreeMap::from([(
+    let mut labels = image_labels(prepared);
+    labels.insert(
         LABEL.to_owned(),
         Note::new(&prepared.plan, settings.clamp).encode()?,
-    )]);
-    let mut label = |key: &str, value: Option<&str>| {
-        if let Some(value) = value {
-            labels.insert(format!("org.opencontainers.image.{key}"), value.to_owned());
-        }
-    };
-    label("title", prepared.inventory.hostname.as_deref());
-    label("version", os.version_id.as_deref());
-    label(
-        "base.name",
-        base.and_then(|b| b.source.image().reference.registry_name())
-            .as_deref(),
     );
-    label("base.digest", base.map(|b| b.reference.digest.as_str()));
-    let description = format!("{} from a machine, by vm2k", os.describe());
-    label("description", Some(&description));
     let history = |layer: &BuiltLayer| NewHistory {
         diff_id: layer.diff_id,
         created_by: format!("vm2k convert: {}", layer.name),

@@ -6,6 +6,7 @@ mod image;
 
 pub use built::{BuildFailed, Building, OnTop, Weights, build_context, weigh};
 pub use image::assemble;
+pub(crate) use image::image_labels;
 
 use crate::arch::Arch;
 use crate::diff::{ContentHash, Known, Side, compare};

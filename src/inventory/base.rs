@@ -20,6 +20,9 @@ pub struct BaseMatch {
     pub archive: Option<String>,
     /// Id of the distribution whose image this is.
     pub distro: Option<String>,
+    /// The release whose image this is, as the distribution's file has it.
+    #[serde(skip)]
+    pub release: Option<Box<Release>>,
 }
 
 impl Distros {
@@ -33,6 +36,7 @@ impl Distros {
             end_of_life: None,
             archive: None,
             distro: None,
+            release: None,
         };
         let Some(id) = os.id.as_deref() else {
             return unknown("the machine does not say which distribution it is".to_owned());
@@ -59,6 +63,7 @@ impl Distros {
                 end_of_life: release.end_of_life.clone(),
                 archive: release.archive.clone(),
                 distro: Some(distro.id.clone()),
+                release: Some(Box::new(release.clone())),
             })
         };
         let version = os.version_id.as_deref();

@@ -60,47 +60,60 @@ fn is_loopback(registry: &str) -> bool {
     host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
+/// What every client keeps to: times, and no `Referer`.
+fn builder(loopback: bool) -> reqwest::ClientBuilder {
+    // Somebody may have installed a provider before: that one serves as well.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let builder = reqwest::Client::builder()
+        .user_agent(concat!("vm2k/", env!("CARGO_PKG_VERSION")))
+        .connect_timeout(CONNECT)
+        .read_timeout(SILENCE)
+        .referer(false);
+    match loopback {
+        true => builder.no_proxy(),
+        false => builder,
+    }
+}
+
+fn started(builder: reqwest::ClientBuilder) -> Result<reqwest::Client> {
+    builder
+        .build()
+        .map_err(|e| Error::io("starting the HTTP client", std::io::Error::other(e.without_url())))
+}
+
+/// A client that follows a few redirects, and none from https to http. `loopback`: it speaks with this machine only, and
+/// needs no proxy.
+///
+/// # Errors
+/// [`Error::Io`] if it cannot be started.
+pub(crate) fn client(loopback: bool) -> Result<reqwest::Client> {
+    // reqwest itself drops `Authorization` when scheme, host or port change.
+    let redirects = reqwest::redirect::Policy::custom(|attempt| {
+        let was_https = attempt.previous().iter().any(|url| url.scheme() == "https");
+        if attempt.previous().len() > MAX_REDIRECTS {
+            attempt.error("too many redirects")
+        } else if was_https && attempt.url().scheme() != "https" {
+            attempt.error("a redirect from https to http")
+        } else {
+            attempt.follow()
+        }
+    });
+    started(builder(loopback).redirect(redirects))
+}
+
 impl Http {
     /// A client for the repository of `name`. Nothing is sent yet.
     ///
     /// # Errors
     /// [`Error::Io`] if the client cannot be started.
     pub(crate) fn new(name: &RegistryName, options: &OpenOptions) -> Result<Self> {
-        // Somebody may have installed a provider before: that one serves as well.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let started =
-            |e: reqwest::Error| Error::io("starting the HTTP client", std::io::Error::other(e.without_url()));
-        let builder = || {
-            let builder = reqwest::Client::builder()
-                .user_agent(concat!("vm2k/", env!("CARGO_PKG_VERSION")))
-                .connect_timeout(CONNECT)
-                .read_timeout(SILENCE)
-                .referer(false);
-            match is_loopback(&name.registry) {
-                true => builder.no_proxy(),
-                false => builder,
-            }
-        };
-        // reqwest itself drops `Authorization` when scheme, host or port change.
-        let redirects = reqwest::redirect::Policy::custom(|attempt| {
-            let was_https = attempt.previous().iter().any(|url| url.scheme() == "https");
-            if attempt.previous().len() > MAX_REDIRECTS {
-                attempt.error("too many redirects")
-            } else if was_https && attempt.url().scheme() != "https" {
-                attempt.error("a redirect from https to http")
-            } else {
-                attempt.follow()
-            }
-        });
+        let loopback = is_loopback(&name.registry);
         Ok(Self {
             name: name.clone(),
             insecure: options.insecure,
             auth_file: options.auth_file.clone(),
-            client: builder().redirect(redirects).build().map_err(started)?,
-            token_client: builder()
-                .redirect(reqwest::redirect::Policy::none())
-                .build()
-                .map_err(started)?,
+            client: client(loopback)?,
+            token_client: started(builder(loopback).redirect(reqwest::redirect::Policy::none()))?,
             base: Mutex::new(None),
             authorization: Mutex::new(None),
         })

@@ -10,6 +10,7 @@ mod faults;
 mod image;
 mod plan;
 mod same;
+mod strategy;
 mod target;
 
 use crate::support::{self, run};

@@ -2,6 +2,10 @@
 //!
 //! No other part of the program knows the name of a distribution. `docs/distributions.md` describes the files.
 
+mod tool;
+
+pub use tool::{MachineFacts, PackageTool, Wanted, quoted};
+
 use crate::error::{Error, Result};
 use globset::{Glob, GlobMatcher};
 use serde::Deserialize;
@@ -37,10 +41,34 @@ pub struct Distro {
     pub package_name: Option<String>,
     /// Regular expression that every full version (`epoch:version-release`) matches.
     pub package_version: Option<String>,
-    /// Handlebars template of the shell command that installs `packages`, a list of quoted words.
+    /// Template of the word that asks for one package in exactly one version; see [`Wanted`] for what it sees.
+    pub package_word: Option<String>,
+    /// Template of the shell command that installs `packages`, a list of quoted words, and fails if it cannot bring
+    /// every one of them. Newer versions that are there are replaced.
     pub install: Option<String>,
-    /// Handlebars template of the shell command that removes what installing leaves behind.
+    /// Template of the shell command that removes `packages`, a list of quoted names, and what needs them.
+    pub remove: Option<String>,
+    /// Shell command that fetches the lists of packages anew, where installing does not do so itself.
+    pub refresh: Option<String>,
+    /// Shell command that removes what installing leaves behind.
     pub clean: Option<String>,
+    /// Where the keys are that sign packages and lists.
+    pub key: Option<Key>,
+    /// Globs over the machine's paths: the files that say where its packages come from, with the keys.
+    #[serde(default)]
+    pub repository_files: Vec<String>,
+    /// Files to put in place of the machine's `repository_files` where the mirrors have dropped its release.
+    #[serde(default)]
+    pub archive_repositories: Vec<RepositoryFile>,
+    /// The same for the state of one day.
+    #[serde(default)]
+    pub snapshot_repositories: Vec<RepositoryFile>,
+    /// Words that the templates of `archive_repositories` and `snapshot_repositories` see, and that differ between releases.
+    #[serde(default)]
+    pub words: BTreeMap<String, String>,
+    /// Template of the URL of the packages as they were on one day: `year`, `month`, `day`, and what
+    /// [`RepositoryFile`] sees.
+    pub snapshot: Option<String>,
     /// Globs of packages that no container needs: kernel, boot loader, firmware, ...
     #[serde(default)]
     pub not_in_containers: Vec<String>,
@@ -77,6 +105,29 @@ pub struct Identify {
     pub priority: i32,
 }
 
+/// Where signing keys are and how they are made known.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Key {
+    /// Globs over the machine's paths; each also in `repository_files`.
+    pub files: Vec<String>,
+    /// Template of the shell command that makes `keys`, a list of quoted paths, known to the package tool. Missing where
+    /// it is enough that they lie in their place.
+    pub import: Option<String>,
+}
+
+/// A file that names repositories. Its template sees `archive` or `snapshot` (the URL), `version` (of the release in our
+/// file), `version_id` (in full, as the machine states it), `codename`, `arch` (in the package database's words), and the
+/// `words` of distribution and release.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RepositoryFile {
+    /// Absolute path.
+    pub path: String,
+    /// Template of its content.
+    pub content: String,
+}
+
 /// A file that must not leave a machine.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -101,8 +152,8 @@ pub struct Nearest {
     pub like: Option<String>,
 }
 
-/// One release. Dates are ISO 8601 days.
-#[derive(Debug, Clone, Deserialize)]
+/// One release. Dates are ISO 8601 days. Commands and repositories replace those of the distribution.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Release {
     /// `VERSION_ID`, or its leading parts: `9` also stands for 9.4. `*` for a distribution that has no releases.
@@ -118,8 +169,26 @@ pub struct Release {
     pub lts: Option<String>,
     /// The day support that has to be bought or asked for ends.
     pub elts: Option<String>,
-    /// URL of the archive that keeps the packages when the mirrors have dropped them.
+    /// Template of the URL of the archive that keeps the packages when the mirrors have dropped them; sees what
+    /// [`RepositoryFile`] sees, but for itself.
     pub archive: Option<String>,
+    /// Another `package_word` than the distribution's.
+    pub package_word: Option<String>,
+    /// Another `install` than the distribution's.
+    pub install: Option<String>,
+    /// Another `remove` than the distribution's.
+    pub remove: Option<String>,
+    /// Another `refresh` than the distribution's.
+    pub refresh: Option<String>,
+    /// Another `clean` than the distribution's.
+    pub clean: Option<String>,
+    /// Other `archive_repositories` than the distribution's.
+    pub archive_repositories: Option<Vec<RepositoryFile>>,
+    /// Other `snapshot_repositories` than the distribution's; an empty list says that there is no snapshot.
+    pub snapshot_repositories: Option<Vec<RepositoryFile>>,
+    /// Other `words` than the distribution's.
+    #[serde(default)]
+    pub words: BTreeMap<String, String>,
 }
 
 /// All known distributions.
@@ -330,7 +399,9 @@ fn parse(name: &str, text: &str) -> Result<Distro> {
     {
         regex::bytes::Regex::new(pattern).map_err(|e| wrong(e.to_string()))?;
     }
+    tool::check(&distro).map_err(wrong)?;
     let globs = distro.not_in_containers.iter().chain(&distro.base_services);
+    let globs = globs.chain(&distro.repository_files);
     for pattern in globs.chain(distro.nearest.iter().map(|n| &n.version)) {
         Glob::new(pattern).map_err(|e| wrong(e.to_string()))?;
     }

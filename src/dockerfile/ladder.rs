@@ -1,0 +1,262 @@
+//! Where each package of a machine comes from: the base, the repositories, their archive, or the machine's own files.
+
+use crate::distro::{PackageTool, Wanted};
+use crate::pkgdb::Package;
+use crate::repository::{Catalogue, without_zero_epoch};
+use serde::Serialize;
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+/// Where a package comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Rung {
+    /// The base has it in this version.
+    Base,
+    /// The machine's repositories serve this version, or were not asked.
+    Live,
+    /// An archive of the repositories serves it, or was not asked.
+    Archive,
+    /// Nobody serves it: its files are in the rest layer.
+    Rest,
+    /// No container needs it: it is not installed. What the rules leave of its files is in the rest layer.
+    Apart,
+}
+
+/// What a package is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// Somebody asked for it.
+    Root,
+    /// The base has it in another version.
+    Changed,
+    /// Another package needs it.
+    Dependency,
+}
+
+/// What is decided about one package.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Choice {
+    /// Where it comes from.
+    pub rung: Rung,
+    /// What it is for.
+    pub role: Role,
+    /// The word that asks for it in its version, quoted for sh(1); where it is installed.
+    pub word: Option<String>,
+    /// True if the command names it; false if it comes because another one needs it.
+    pub named: bool,
+    /// True if a repository was seen to serve it.
+    pub checked: bool,
+    /// Why it stands here.
+    pub why: String,
+    /// The repository that serves it, as an index into the answers of the catalogue of its rung.
+    pub repository: Option<usize>,
+}
+
+/// What the decisions depend on.
+pub struct Facts<'a> {
+    /// The machine's packages.
+    pub packages: &'a [Package],
+    /// The base's packages.
+    pub base: &'a [Package],
+    /// Those that somebody asked for, as indexes into `packages`.
+    pub roots: &'a [usize],
+    /// How packages are asked for; `None` where nothing can be installed.
+    pub tool: Option<&'a PackageTool<'a>>,
+    /// The native architecture in the package database's words.
+    pub native: Option<&'a str>,
+    /// What the machine's repositories serve; `None` if they were not asked.
+    pub live: Option<&'a Catalogue>,
+    /// What their archives serve; `None` if they were not asked.
+    pub archive: Option<&'a Catalogue>,
+    /// True if an archive is to be used without being asked.
+    pub archive_unchecked: bool,
+    /// True for packages that no container needs.
+    pub apart: &'a dyn Fn(&Package) -> bool,
+}
+
+/// True for architectures that are no architecture.
+fn every(arch: &str) -> bool {
+    matches!(arch, "all" | "noarch" | "any" | "(none)" | "")
+}
+
+/// Name and architecture: what can be installed once.
+fn key(package: &Package) -> (&str, &str) {
+    (&package.name, package.arch.as_deref().unwrap_or_default())
+}
+
+/// The full version as lists write it.
+pub fn version(package: &Package) -> String {
+    without_zero_epoch(&package.full_version()).to_owned()
+}
+
+/// Decides about every package of the machine, in their order.
+pub fn climb(facts: &Facts<'_>) -> Vec<Choice> {
+    let in_base: HashMap<(&str, &str), String> = facts.base.iter().map(|p| (key(p), version(p))).collect();
+    let names_in_base: HashSet<&str> = facts.base.iter().map(|p| p.name.as_str()).collect();
+    let roots: HashSet<usize> = facts.roots.iter().copied().collect();
+    let decide = |(index, package): (usize, &Package)| {
+        let own = version(package);
+        let role = match (
+            roots.contains(&index),
+            names_in_base.contains(package.name.as_str()),
+        ) {
+            (_, true) => Role::Changed,
+            (true, false) => Role::Root,
+            (false, false) => Role::Dependency,
+        };
+        let on = |rung: Rung, why: String| Choice {
+            rung,
+            role,
+            word: None,
+            named: false,
+            checked: false,
+            why,
+            repository: None,
+        };
+        if in_base.get(&key(package)) == Some(&own) {
+            return on(Rung::Base, "the base has this version".into());
+        }
+        if (facts.apart)(package) {
+            return on(Rung::Apart, "no container needs it".into());
+        }
+        let Some(tool) = facts.tool else {
+            return on(Rung::Rest, "the base has no package manager that is known".into());
+        };
+        if package.arch.as_deref().is_none_or(|a| a == "(none)") {
+            return on(
+                Rung::Rest,
+                "an entry of the database that is no package of a repository".into(),
+            );
+        }
+        let word = match word(tool, package, facts.native) {
+            Ok(word) => word,
+            Err(e) => return on(Rung::Rest, e.to_string()),
+        };
+        let install = |rung: Rung, checked: bool, repository, why: String, sure: bool| Choice {
+            word: Some(word.clone()),
+            named: !sure || role != Role::Dependency,
+            checked,
+            repository,
+            ..on(rung, why)
+        };
+        let arch = package.arch.as_deref().filter(|a| !every(a));
+        let served_by = |c: &Catalogue| c.find(&package.name, &own, arch);
+        if let Some(from) = facts.live.and_then(served_by) {
+            // The one version that is served is the one that the package manager takes by itself.
+            let only = facts
+                .live
+                .is_some_and(|c| c.versions(&package.name, arch).len() == 1)
+                && facts.archive.is_none();
+            return install(Rung::Live, true, Some(from), "served".into(), only);
+        }
+        if let Some(from) = facts.archive.and_then(served_by) {
+            let why = match facts.live {
+                Some(live) => format!("{}; an archive does", unserved(live, package, arch)),
+                None => "served by an archive".to_owned(),
+            };
+            return install(Rung::Archive, true, Some(from), why, false);
+        }
+        match (facts.live, facts.archive_unchecked) {
+            (None, true) => install(
+                Rung::Archive,
+                false,
+                None,
+                "the mirrors have dropped this release; the archive was not asked".into(),
+                false,
+            ),
+            (None, false) => install(
+                Rung::Live,
+                false,
+                None,
+                "the repositories were not asked".into(),
+                false,
+            ),
+            (Some(live), _) => {
+                let archive = if facts.archive.is_some() {
+                    ", nor does an archive"
+                } else {
+                    ""
+                };
+                on(Rung::Rest, format!("{}{archive}", unserved(live, package, arch)))
+            }
+        }
+    };
+    facts.packages.iter().enumerate().map(decide).collect()
+}
+
+fn unserved(live: &Catalogue, package: &Package, arch: Option<&str>) -> String {
+    match live.versions(&package.name, arch).as_slice() {
+        [] => "no repository that answers serves the package".to_owned(),
+        versions => {
+            let shown: Vec<&str> = versions.iter().rev().take(3).rev().copied().collect();
+            format!("the repositories serve {} and not this version", shown.join(", "))
+        }
+    }
+}
+
+/// The word that asks for `package` in its version.
+fn word(tool: &PackageTool<'_>, package: &Package, native: Option<&str>) -> crate::error::Result<String> {
+    let arch = package.arch.as_deref();
+    tool.word(&Wanted {
+        name: &package.name,
+        version: &package.full_version(),
+        epoch: package.epoch,
+        upstream: &package.version,
+        release: package.release.as_deref(),
+        arch,
+        foreign: arch.is_some_and(|a| !every(a) && native.is_some_and(|n| n != a)),
+    })
+}
+
+/// What each root brings that neither the base has nor a root before it: indexes of packages, in the order of `roots`.
+/// Dependencies are followed by name only; it is for people.
+pub fn brings(
+    packages: &[Package],
+    roots: &[usize],
+    skip: &dyn Fn(usize) -> bool,
+) -> Vec<(usize, Vec<usize>)> {
+    let mut by_name: BTreeMap<&str, usize> = BTreeMap::new();
+    for (index, package) in packages.iter().enumerate() {
+        by_name.entry(&package.name).or_insert(index);
+    }
+    for (index, package) in packages.iter().enumerate() {
+        for provided in &package.relations.provides {
+            by_name.entry(name_of(provided)).or_insert(index);
+        }
+    }
+    let mut seen: HashSet<usize> = roots.iter().copied().collect();
+    let mut all = Vec::new();
+    for root in roots {
+        let mut brought = Vec::new();
+        let mut next = vec![*root];
+        while let Some(package) = next.pop().and_then(|i| packages.get(i)) {
+            let relations = &package.relations;
+            for relation in relations.pre_depends.iter().chain(&relations.depends) {
+                let mut alternatives = relation.split('|').map(name_of);
+                let found = alternatives.find_map(|name| by_name.get(name).copied());
+                if let Some(index) = found
+                    && seen.insert(index)
+                {
+                    next.push(index);
+                    if !skip(index) {
+                        brought.push(index);
+                    }
+                }
+            }
+        }
+        brought.sort_unstable();
+        all.push((*root, brought));
+    }
+    all
+}
+
+/// The name in a relation: `libc6:any (>= 2.34)`, `glibc >= 2.34`, `so:libc.so.6=1`.
+fn name_of(relation: &str) -> &str {
+    let relation = relation.trim();
+    let end = relation
+        .find([' ', '(', '<', '>', '=', '~', '['])
+        .unwrap_or(relation.len());
+    let name = relation.get(..end).unwrap_or(relation);
+    name.strip_suffix(":any").unwrap_or(name)
+}
