@@ -77,8 +77,11 @@ impl Request<'_> {
             return false;
         };
         let named = |name: &str| name == from || base.reference.to_string() == from;
+        // `vm2k dockerfile` calls a base that no registry has by the beginning of its digest.
+        let hex = base.manifest_digest.hex();
+        let short = hex.get(..12).unwrap_or(&hex);
         self.ours
-            || from.contains(&base.manifest_digest.to_string())
+            || from.contains(short)
             || from.contains(&base.config_digest.to_string())
             || base.reference.registry_name().as_deref().is_some_and(named)
             || named(&base.reference.to_string())
