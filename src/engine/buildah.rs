@@ -113,21 +113,18 @@ pub(super) fn build(
     };
     let base = request.base.filter(|_| request.builds_on_base(&dockerfile));
     if let Some(base) = base {
-        let layout = Output::Layout {
-            dir: work.path().join("base"),
-            tag: Some("base".to_owned()),
+        // This transport takes the image's name from the archive; `oci:` would make one of the directory's.
+        let archive = Output::DockerArchive {
+            file: work.path().join("base.tar"),
+            name: Some(base_name.clone()),
         };
-        oci::write(&layout, &as_new(base), progress)?;
+        oci::write(&archive, &as_new(base), progress)?;
         let _stage = progress.stage("giving the base image to buildah", None);
-        let pulled = run(
-            buildah(&["pull", "--quiet"]).arg(layout.to_string()),
+        let archive = format!("docker-archive:{}", work.path().join("base.tar").display());
+        run(
+            buildah(&["pull", "--quiet"]).arg(archive),
             "taking the base image",
         )?;
-        let id = pulled.lines().last().unwrap_or_default().to_owned();
-        run(&mut buildah(&["tag", &id, &base_name]), "naming the base image")?;
-        // The name that the pull gave it is taken away; images of the same content keep theirs.
-        let given = format!("localhost{}:latest", work.path().join("base").display());
-        let _ = buildah(&["untag", &base_name, &given]).output();
     }
     let mut command = buildah(&["bud", "--format", "oci", "--no-cache", "--force-rm", "--rm"]);
     if rustix::process::geteuid().is_root() {
