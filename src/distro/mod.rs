@@ -31,6 +31,8 @@ pub struct Distro {
     /// Further values of `ID` that mean this distribution; globs.
     #[serde(default)]
     pub aliases: Vec<String>,
+    /// A machine of this distribution that states the `ID` of another one.
+    pub variant: Option<Variant>,
     /// Values of `ID` of distributions that are made from this one and have no file of their own; globs. For those that
     /// state no `ID_LIKE`.
     #[serde(default)]
@@ -103,6 +105,16 @@ pub struct Identify {
     /// Of several matches the one with the highest priority counts.
     #[serde(default)]
     pub priority: i32,
+}
+
+/// What tells a distribution from the one whose `ID` it states.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Variant {
+    /// The `ID` that both state.
+    pub id: String,
+    /// Glob over `NAME`.
+    pub name: String,
 }
 
 /// Where signing keys are and how they are made known.
@@ -197,6 +209,8 @@ pub struct Distros {
     by_id: BTreeMap<String, Distro>,
     aliases: Vec<(GlobMatcher, String)>,
     derivatives: Vec<(GlobMatcher, String)>,
+    /// `ID`, glob over `NAME`, id here.
+    variants: Vec<(String, GlobMatcher, String)>,
 }
 
 impl Distros {
@@ -228,7 +242,7 @@ impl Distros {
                 by_id.insert(distro.id.clone(), distro);
             }
         }
-        let (mut aliases, mut derivatives) = (Vec::new(), Vec::new());
+        let (mut aliases, mut derivatives, mut variants) = (Vec::new(), Vec::new(), Vec::new());
         for distro in by_id.values() {
             for like in &distro.like {
                 if !by_id.contains_key(like) {
@@ -244,11 +258,16 @@ impl Distros {
             for derivative in &distro.derivatives {
                 derivatives.push((glob(&distro.id, derivative)?, distro.id.clone()));
             }
+            if let Some(variant) = &distro.variant {
+                let name = glob(&distro.id, &variant.name)?;
+                variants.push((variant.id.clone(), name, distro.id.clone()));
+            }
         }
         Ok(Self {
             by_id,
             aliases,
             derivatives,
+            variants,
         })
     }
 
@@ -264,6 +283,18 @@ impl Distros {
             let (_, to) = self.aliases.iter().find(|(glob, _)| glob.is_match(&id))?;
             self.by_id.get(to)
         })
+    }
+
+    /// As [`Distros::lookup`], for a machine that also states a `NAME`.
+    pub fn lookup_named(&self, id: &str, name: Option<&str>, id_like: &[String]) -> Option<(&Distro, bool)> {
+        let variant = name.and_then(|name| {
+            let mut variants = self.variants.iter();
+            variants.find(|(of, glob, _)| of.eq_ignore_ascii_case(id) && glob.is_match(name))
+        });
+        match variant.and_then(|(_, _, to)| self.by_id.get(to)) {
+            Some(distro) => Some((distro, true)),
+            None => self.lookup(id, id_like),
+        }
     }
 
     /// The distribution that `ID` names; failing that the first known one of `ID_LIKE`, the one that lists it among its

@@ -1,29 +1,26 @@
 //! From a machine that [`crate::convert::prepare`] looked at to a build context.
 
+use super::config::{configure, from, repositories, summary};
 use super::directory::{Context, check};
-use super::ladder::{Choice, Role, Rung};
+use super::ladder::{Role, Rung};
+use super::rest::rest_layer;
 use super::supply::{self, Supply};
-use super::words::{counted, groups, pair, wrapped};
-use super::{From, Recipe, Repositories, Rest, Runs, remove, render, sources, tool_of};
+use super::words::{counted, groups, wrapped};
+use super::{Recipe, Rest, remove, render, sources, tool_of};
 use crate::calendar::Civil;
 use crate::convert::{self, Machine, Prepared};
-use crate::diff::{Change, Diff, Fields};
 use crate::distro::{Distros, MachineFacts, PackageTool};
 use crate::error::{Error, Escaped};
 use crate::layer::compress::Compression;
 use crate::layer::{self, Material, Settings};
-use crate::oci::Reference;
-use crate::path::GuestPath;
 use crate::pkgdb::{self, Package};
-use crate::plan::rules::Rules;
-use crate::plan::{Action, Facts, LayerPlan, PackageFact, Rewritten, Step, make};
 use crate::progress::Progress;
 use crate::repository::Answer;
 use crate::source::Source;
 use crate::store::Store;
 use crate::tree::Tree;
 use serde::Serialize;
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -174,7 +171,12 @@ pub fn write_context(
     let id = matched.distro.as_deref().or(inventory.os.distro.as_deref());
     let distro = id.and_then(|id| distros.get(id));
     let tool = distro.map(|d| distros.tool(d, matched.release.as_deref()));
-    let tool = tool.filter(|t| base.is_some() && t.install.is_some() && inventory.packages.is_some());
+    // The base must have the package manager that the distribution's commands call.
+    let runs = |t: &PackageTool<'_>| match (base, t.install.map(tool_of)) {
+        (Some(base), Some(program)) => program.is_empty() || remove::has_program(base.tree(), program),
+        _ => false,
+    };
+    let tool = tool.filter(|t| inventory.packages.is_some() && runs(t));
     let native = native(source, inventory.database, packages);
     let facts = MachineFacts {
         version_id: inventory.os.version_id.as_deref(),
@@ -412,291 +414,6 @@ fn removed<'a>(
         )
     })
     .collect()
-}
-
-fn from(prepared: &Prepared, options: &Options) -> From {
-    let Some(base) = &prepared.base else {
-        return From {
-            from: "scratch".into(),
-            why: wrapped("No base image: the rest layer is all there is."),
-            not_root: false,
-        };
-    };
-    let user = base
-        .source
-        .image()
-        .config
-        .config()
-        .as_ref()
-        .and_then(|c| c.user().clone());
-    let digest = &base.reference.digest;
-    let mut why = wrapped(&format!("{}.", Escaped(base.reference.reason.as_bytes())));
-    let from = match (&options.from, Reference::parse(&base.reference.reference)) {
-        (Some(from), _) => from.clone(),
-        (None, Ok(Reference::Registry(name))) => {
-            if let Some(tag) = &name.tag {
-                why = wrapped(&format!("{} As of this digest, tag {tag}.", why.join(" ")));
-            }
-            format!("{}/{}@{digest}", name.registry, name.repository)
-        }
-        _ => {
-            let hex: String = digest.trim_start_matches("sha256:").chars().take(12).collect();
-            let name = format!("localhost/vm2k-base:{hex}");
-            why.extend(wrapped(&format!(
-                "No registry has it. Load it with: skopeo copy {} docker-daemon:{name} (or containers-storage:{name})",
-                Escaped(base.reference.reference.as_bytes())
-            )));
-            name
-        }
-    };
-    From {
-        from,
-        why,
-        not_root: user.is_some_and(|u| !matches!(u.as_str(), "" | "root" | "0" | "root:root" | "0:0")),
-    }
-}
-
-fn summary(prepared: &Prepared, packages: &[Package], supply: &Supply) -> Vec<String> {
-    let os = &prepared.inventory.os;
-    let arch = os.arch.map_or_else(String::new, |a| format!(", {a}"));
-    let name = prepared.inventory.hostname.as_deref().unwrap_or("unnamed");
-    let mut lines = vec![format!(
-        "Machine: {}, {}{arch}.",
-        Escaped(name.as_bytes()),
-        os.describe()
-    )];
-    let count = |rung: Rung| supply.choices.iter().filter(|c| c.rung == rung).count();
-    let parts = [
-        (Rung::Base, "as the base has them"),
-        (Rung::Live, "from the machine's repositories"),
-        (Rung::Archive, "from their archive"),
-        (Rung::Rest, "as files"),
-        (Rung::Apart, "left out, because no container needs them"),
-    ];
-    let parts: Vec<String> = parts
-        .into_iter()
-        .filter(|(rung, _)| count(*rung) > 0)
-        .map(|(rung, what)| format!("{} {what}", count(rung)))
-        .collect();
-    if !packages.is_empty() {
-        lines.extend(wrapped(&format!(
-            "{}: {}. packages.tsv says which and why.",
-            counted(packages.len(), "package"),
-            parts.join(", ")
-        )));
-    }
-    lines
-}
-
-fn repositories(supply: &Supply) -> Option<Repositories> {
-    if supply.files.is_empty() && supply.remove.is_empty() {
-        return None;
-    }
-    let text = |path: &GuestPath| std::str::from_utf8(path.as_bytes()).ok().map(str::to_owned);
-    let removed: Vec<String> = supply.remove.iter().filter_map(text).collect();
-    let mut command = Vec::new();
-    if !removed.is_empty() {
-        command.extend(["rm", "-f", "--"].map(str::to_owned));
-        command.extend(removed);
-    }
-    Some(Repositories {
-        why: wrapped(match supply.from_archive {
-            true => {
-                "Repositories: the archive of the release, for what the mirrors serve no longer, and the machine's own."
-            }
-            false => "The machine's own repositories and keys, where they are not those of the base.",
-        }),
-        remove: command,
-        copy: !supply.files.is_empty(),
-    })
-}
-
-/// Labels, environment, user, directory and command, as `convert` decides them.
-fn configure(recipe: &mut Recipe, prepared: &Prepared, unsaid: &mut Vec<String>) {
-    let config = &prepared.document.config;
-    let base = prepared
-        .base
-        .as_ref()
-        .and_then(|b| b.source.image().config.config().clone());
-    let base_env = base.as_ref().and_then(|c| c.env().clone()).unwrap_or_default();
-    for (name, value) in convert::image_labels(prepared) {
-        match pair(&name, &value) {
-            Some(pair) => recipe.labels.push(pair),
-            None => unsaid.push(format!("label {name}: its value is no text of one line")),
-        }
-    }
-    for variable in config.env.iter().filter(|v| !base_env.contains(v)) {
-        let (name, value) = variable.split_once('=').unwrap_or((variable, ""));
-        match pair(name, value) {
-            Some(pair) => recipe.env.push(pair),
-            None => unsaid.push(format!(
-                "variable {}: no text of one line",
-                Escaped(name.as_bytes())
-            )),
-        }
-    }
-    let base_text = |get: fn(&oci_spec::image::Config) -> &Option<String>| {
-        base.as_ref().and_then(|c| get(c).clone()).unwrap_or_default()
-    };
-    let base_dir = base_text(oci_spec::image::Config::working_dir);
-    if config.working_dir != base_dir {
-        let dir = if config.working_dir.is_empty() {
-            "/"
-        } else {
-            &config.working_dir
-        };
-        match dir.contains(char::is_control) {
-            false => recipe.working_dir = Some(dir.to_owned()),
-            true => unsaid.push("the working directory: no text of one line".into()),
-        }
-    }
-    let base_user = base_text(oci_spec::image::Config::user);
-    if !config.user.is_empty() && (config.user != base_user || recipe.base.not_root) {
-        let plain = |c: char| c.is_ascii_alphanumeric() || "_.-:".contains(c);
-        match config.user.chars().all(plain) && !config.user.starts_with(['-', ':']) {
-            true => recipe.user = Some(config.user.clone()),
-            false => unsaid.push(format!("user {}: not a name", Escaped(config.user.as_bytes()))),
-        }
-    }
-    let base_list = |get: fn(&oci_spec::image::Config) -> &Option<Vec<String>>| {
-        base.as_ref().and_then(|c| get(c).clone()).unwrap_or_default()
-    };
-    let entrypoint = base_list(oci_spec::image::Config::entrypoint);
-    if config.entrypoint != entrypoint || config.cmd != base_list(oci_spec::image::Config::cmd) {
-        let services: Vec<&str> = prepared
-            .inventory
-            .applications()
-            .map(|s| s.name.as_str())
-            .collect();
-        recipe.runs = Some(Runs {
-            why: match services.as_slice() {
-                [one] => format!("The machine's service {one}."),
-                _ => String::new(),
-            },
-            entrypoint_set: config.entrypoint != entrypoint,
-            entrypoint: config.entrypoint.clone(),
-            cmd: config.cmd.clone(),
-        });
-    }
-}
-
-/// What goes into the rest layer, and what is deleted before.
-struct RestPlan {
-    layer: LayerPlan,
-    deleted: Vec<GuestPath>,
-    rewritten: BTreeMap<GuestPath, Rewritten>,
-}
-
-/// Plans anew with the ladder's packages in place of the base's, and keeps of it what no package brings.
-fn rest_layer(
-    source: &dyn Source,
-    prepared: &Prepared,
-    conversion: &convert::Options,
-    supply: &Supply,
-    files: &[sources::SourceFile],
-    installs: bool,
-) -> anyhow::Result<RestPlan> {
-    let inventory = &prepared.inventory;
-    let packages = inventory.packages.as_deref().unwrap_or_default();
-    let nothing = Tree::new(Vec::new());
-    let base = prepared.base.as_ref().map_or(&nothing, |b| b.source.tree());
-    let choice = |i: usize| supply.choices.get(i);
-    let brought = |i: usize| choice(i).is_some_and(|c: &Choice| matches!(c.rung, Rung::Live | Rung::Archive));
-    let mut rewritten = prepared.plan.rewritten.clone();
-    for file in files.iter().filter(|f| f.redacted) {
-        rewritten.entry(file.path.clone()).or_insert_with(|| Rewritten {
-            rule: sources::RULE.to_owned(),
-            content: file.content.clone(),
-        });
-    }
-    let mut own: HashSet<GuestPath> = pkgdb::changed_conffiles(source, packages)?.into_iter().collect();
-    own.extend(remove::changed_files(
-        source,
-        packages,
-        &brought,
-        conversion.layers.jobs,
-    )?);
-    own.extend(inventory.stat_overrides.iter().map(|s| s.path.clone()));
-    // What the build writes over or removes comes back, although the base has the same.
-    let mut changes: BTreeMap<GuestPath, Change> = prepared.plan.changes.iter().cloned().collect();
-    if installs {
-        let touched = supply.files.iter().map(|(p, _)| p).chain(&supply.remove);
-        for path in touched.filter(|p| prepared.image.get(p).is_some()) {
-            own.insert(path.clone());
-            let entry = changes
-                .entry(path.clone())
-                .or_insert(Change::Changed(Fields::NONE));
-            if let Change::Changed(fields) = entry {
-                fields.set(Fields::CONTENT, true);
-            }
-        }
-    }
-    let facts: Vec<PackageFact> = packages
-        .iter()
-        .enumerate()
-        .map(|(i, p)| PackageFact {
-            label: p.name.clone(),
-            in_layer: brought(i),
-        })
-        .collect();
-    let rules = Rules::new(conversion.profile, &conversion.keep, &conversion.drop)?;
-    let ignored = |path: &GuestPath| rules.ignored(path);
-    let plan = make(Facts {
-        machine: source.tree(),
-        base,
-        diff: &Diff {
-            changes: changes.into_iter().collect(),
-            unread: Vec::new(),
-        },
-        left_out: prepared.plan.left_out.clone(),
-        ignored: &ignored,
-        rewritten: rewritten.clone(),
-        owner: &|path| {
-            let owners = inventory.owners.of(path).iter().copied();
-            owners.max_by_key(|i| facts.get(*i).map(|p| !p.in_layer))
-        },
-        packages: &facts,
-        own: &own,
-    });
-    let mut deleted: BTreeSet<GuestPath> = remove::paths(&remove::Facts {
-        base,
-        machine: source.tree(),
-        plan: &plan,
-        packages,
-        owners: &inventory.owners,
-        brought: &brought,
-        ignored: &ignored,
-    })
-    .into_iter()
-    .collect();
-    if installs {
-        let lacking = supply.files.iter().map(|(p, _)| p);
-        deleted.extend(lacking.filter(|p| prepared.image.get(p).is_none()).cloned());
-    }
-    // The directories of packages too: their modes and times are the machine's.
-    let mut steps: BTreeMap<GuestPath, Step> = BTreeMap::new();
-    for layer in &plan.layers {
-        let rest = layer.name == "rest";
-        for step in layer.steps.iter().filter(|s| s.action != Action::Delete) {
-            let dir = step.action == Action::Write
-                && prepared
-                    .image
-                    .get(&step.path)
-                    .is_some_and(crate::tree::Node::is_dir);
-            if rest || dir {
-                steps.entry(step.path.clone()).or_insert_with(|| step.clone());
-            }
-        }
-    }
-    Ok(RestPlan {
-        layer: LayerPlan {
-            name: "rest".into(),
-            packages: Vec::new(),
-            steps: steps.into_values().collect(),
-        },
-        deleted: deleted.into_iter().collect(),
-        rewritten,
-    })
 }
 
 fn package_reports(packages: &[Package], supply: &Supply) -> Vec<PackageReport> {

@@ -182,7 +182,48 @@ pub fn climb(facts: &Facts<'_>) -> Vec<Choice> {
             }
         }
     };
-    facts.packages.iter().enumerate().map(decide).collect()
+    let mut choices: Vec<Choice> = facts.packages.iter().enumerate().map(decide).collect();
+    // What comes by itself comes only if something that is installed needs it.
+    let reached = reached(facts.packages, &choices);
+    for (index, choice) in choices.iter_mut().enumerate() {
+        choice.named |= choice.word.is_some() && !reached.contains(&index);
+    }
+    choices
+}
+
+/// The packages that the named ones surely bring: followed by what is needed first, where that is what the machine has.
+/// Where a package manager could choose another, nothing is sure.
+fn reached(packages: &[Package], choices: &[Choice]) -> HashSet<usize> {
+    let mut by_name: HashMap<&str, usize> = HashMap::new();
+    for (index, package) in packages.iter().enumerate() {
+        by_name.entry(&package.name).or_insert(index);
+    }
+    // dpkg's virtual packages have any number of providers; what other databases call provided are mostly libraries.
+    for (index, package) in packages.iter().enumerate() {
+        if package.database != crate::pkgdb::dpkg::NAME {
+            for provided in &package.relations.provides {
+                by_name.entry(name_of(provided)).or_insert(index);
+            }
+        }
+    }
+    let installed = |i: &usize| choices.get(*i).is_some_and(|c| c.word.is_some());
+    let mut next: Vec<usize> = (0..choices.len())
+        .filter(|i| installed(i) && choices.get(*i).is_some_and(|c| c.named))
+        .collect();
+    let mut reached: HashSet<usize> = next.iter().copied().collect();
+    while let Some(package) = next.pop().and_then(|i| packages.get(i)) {
+        let relations = &package.relations;
+        for relation in relations.pre_depends.iter().chain(&relations.depends) {
+            let first = relation.split('|').next().map(name_of);
+            let found = first.and_then(|name| by_name.get(name).copied());
+            if let Some(index) = found.filter(installed)
+                && reached.insert(index)
+            {
+                next.push(index);
+            }
+        }
+    }
+    reached
 }
 
 fn unserved(live: &Catalogue, package: &Package, arch: Option<&str>) -> String {
@@ -259,4 +300,136 @@ fn name_of(relation: &str) -> &str {
         .unwrap_or(relation.len());
     let name = relation.get(..end).unwrap_or(relation);
     name.strip_suffix(":any").unwrap_or(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::distro::Distros;
+    use crate::repository::Served;
+
+    fn package(name: &str, version: &str, depends: &[&str]) -> Package {
+        let mut package = Package {
+            name: name.into(),
+            version: version.into(),
+            arch: Some("amd64".into()),
+            database: crate::pkgdb::dpkg::NAME,
+            ..Package::default()
+        };
+        package.relations.depends = depends.iter().map(|d| (*d).to_owned()).collect();
+        package
+    }
+
+    fn catalogue(all: &[(&str, &str)]) -> Catalogue {
+        let mut catalogue = Catalogue::default();
+        for (name, version) in all {
+            let served = Served {
+                name: (*name).into(),
+                version: (*version).into(),
+                arch: "amd64".into(),
+            };
+            let versions = catalogue.served.entry(served.name.clone()).or_default();
+            versions.push((served, 0));
+        }
+        catalogue
+    }
+
+    fn show(packages: &[Package], live: Option<&Catalogue>, archive: Option<&Catalogue>) -> Vec<String> {
+        let distros = Distros::load(None).unwrap();
+        let tool = distros.tool(distros.get("debian").unwrap(), None);
+        let base = [package("libc", "1", &[]), package("bash", "4", &[])];
+        let choices = climb(&Facts {
+            packages,
+            base: &base,
+            roots: &[0],
+            tool: Some(&tool),
+            native: Some("amd64"),
+            live,
+            archive,
+            archive_unchecked: false,
+            apart: &|p| p.name.starts_with("linux-"),
+        });
+        let line = |(p, c): (&Package, &Choice)| {
+            let named = c.word.as_deref().filter(|_| c.named).unwrap_or("-");
+            format!("{} {:?} {:?} {named}", p.name, c.rung, c.role)
+        };
+        packages.iter().zip(&choices).map(line).collect()
+    }
+
+    #[test]
+    fn every_rung_has_its_reason() {
+        let packages = [
+            package("app", "2", &["liba (>= 1)", "libb | libz", "libd | libc"]),
+            package("liba", "1", &[]),
+            package("libb", "1", &["libe"]),
+            package("libc", "1", &[]),
+            package("libd", "7", &[]),
+            package("libe", "1", &[]),
+            package("lost", "1", &[]),
+            package("bash", "5", &[]),
+            package("linux-image", "6", &[]),
+            package("x;reboot", "1", &[]),
+        ];
+        let live = catalogue(&[
+            ("app", "2"),
+            ("liba", "1"),
+            ("libb", "1"),
+            ("libb", "2"),
+            ("libd", "8"),
+            ("libe", "1"),
+            ("lost", "1"),
+            ("bash", "5"),
+        ]);
+        assert_eq!(
+            show(&packages, Some(&live), None),
+            [
+                "app Live Root app=2",
+                "liba Live Dependency -",
+                "libb Live Dependency libb=1",
+                "libc Base Changed -",
+                "libd Rest Dependency -",
+                "libe Live Dependency -",
+                "lost Live Dependency lost=1",
+                "bash Live Changed bash=5",
+                "linux-image Apart Dependency -",
+                "x;reboot Rest Dependency -",
+            ]
+        );
+        let archive = catalogue(&[("libd", "7")]);
+        let with_archive = show(&packages, Some(&live), Some(&archive));
+        assert_eq!(with_archive[4], "libd Archive Dependency libd=7");
+        assert_eq!(
+            with_archive[1], "liba Live Dependency liba=1",
+            "the archive may have a newer one"
+        );
+        let unasked = show(&packages, None, None);
+        assert_eq!(unasked[4], "libd Live Dependency libd=7");
+    }
+
+    #[test]
+    fn what_only_a_package_of_the_rest_needs_is_named() {
+        let packages = [package("app", "2", &["liba"]), package("liba", "1", &[])];
+        let live = catalogue(&[("app", "3"), ("liba", "1")]);
+        assert_eq!(
+            show(&packages, Some(&live), None),
+            ["app Rest Root -", "liba Live Dependency liba=1"]
+        );
+    }
+
+    #[test]
+    fn roots_bring_what_they_need() {
+        let packages = [
+            package("app", "2", &["liba (>= 1)", "mta"]),
+            package("liba", "1", &["libb:any"]),
+            package("libb", "1", &[]),
+            package("exim", "1", &[]),
+        ];
+        let mut packages = packages.to_vec();
+        packages[3].relations.provides = vec!["mta".into()];
+        assert_eq!(
+            brings(&packages, &[0, 3], &|_| false),
+            [(0, vec![1, 2]), (3, vec![])]
+        );
+        assert_eq!(name_of("so:libc.musl-x86_64.so.1=1"), "so:libc.musl-x86_64.so.1");
+    }
 }

@@ -3,11 +3,13 @@
 //! The package manager of the base brings what repositories serve ([`ladder`]), the rest layer the remainder. [`write_context`]
 //! decides and writes; what is written is a [`Recipe`], a value without secrets, and [`render`] is a pure function of it.
 
+mod config;
 mod context;
 mod directory;
 pub mod ladder;
 pub mod remove;
 mod render;
+mod rest;
 pub mod sources;
 mod supply;
 mod words;

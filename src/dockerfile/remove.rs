@@ -141,11 +141,14 @@ pub fn commands(paths: &[GuestPath], lists: bool) -> (Option<Deletions>, Option<
             list.extend_from_slice(path.as_bytes());
             list.push(0);
         }
+        // The list goes last, by itself: what it names may be what it would take to remove it.
+        list.extend_from_slice(PLACE.as_bytes());
+        list.push(0);
         let deletions = Deletions {
             commands: Vec::new(),
             list: Some(LIST.to_owned()),
             place: PLACE.to_owned(),
-            script: vec![format!("xargs -0 rm -rf -- < {PLACE} && rm {PLACE}")],
+            script: vec![format!("xargs -0 rm -rf -- < {PLACE}")],
         };
         return (Some(deletions), Some(list), Vec::new());
     }
@@ -200,7 +203,13 @@ pub fn changed_files(
                 !matches!(node.kind, crate::tree::Kind::Symlink { .. }) && m & 0o7777 != u32::from(node.mode)
             });
             let size = node.is_file() && facts.size.is_some_and(|s| s != node.size());
-            if link || mode || size {
+            // dpkg keeps no capabilities: what a file has was given to it when it was configured, or by the administrator.
+            let xattrs = facts.capabilities.is_none()
+                && node
+                    .xattrs
+                    .iter()
+                    .any(|(name, _)| !crate::layer::tar::is_local_xattr(name));
+            if link || mode || size || xattrs {
                 changed.push(path.clone());
             } else if let (true, Some(digest), false) =
                 (node.is_file(), &facts.digest, conffiles.contains(&file.path))
@@ -271,7 +280,7 @@ mod tests {
         assert!(list.is_none() && left.is_empty());
         let raw = [p(b"/\xff"), p(b"/x\n")];
         let (deletions, list, _) = commands(&raw, true);
-        assert_eq!(list.unwrap(), b"/\xff\0/x\n\0");
+        assert_eq!(list.unwrap(), b"/\xff\0/x\n\0/.vm2k-deleted\0");
         assert!(deletions.unwrap().commands.is_empty());
         let (deletions, list, left) = commands(&raw, false);
         assert_eq!(deletions.unwrap().commands.len(), 1);

@@ -245,6 +245,13 @@ fn put_together(facts: &Facts<'_>, tool: &PackageTool<'_>, used: &[&Archive], su
     for file in facts.files {
         let path = file.path.to_string();
         if dead.contains(&path) || replaced(&path) || (unasked && names_any(file)) {
+            let why = match (replaced(&path), unasked) {
+                (true, _) | (_, true) => "the archive stands in its place",
+                _ => "none of its repositories answers",
+            };
+            supply
+                .notes
+                .push(format!("{path} is not used by the build: {why}"));
             if facts.base.is_some_and(|b| b.tree().get(&file.path).is_some()) && !replaced(&path) {
                 supply.remove.push(file.path.clone());
             }

@@ -42,7 +42,7 @@ impl Distros {
             return unknown("the machine does not say which distribution it is".to_owned());
         };
         let machine = os.describe();
-        let Some((distro, own)) = self.lookup(id, &os.id_like) else {
+        let Some((distro, own)) = self.lookup_named(id, os.field("NAME"), &os.id_like) else {
             return unknown(format!("{machine}: no distribution {id:?} is known"));
         };
         let arch = os

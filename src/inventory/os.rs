@@ -117,7 +117,9 @@ impl Os {
         });
         // os-release(5): a file without ID means "linux", which says nothing; the name is the better evidence.
         let id = self.id.clone().or_else(|| owned(self.field("NAME")));
-        let Some((distro, own)) = id.and_then(|id| distros.lookup(&id, &self.id_like)) else {
+        let Some((distro, own)) =
+            id.and_then(|id| distros.lookup_named(&id, self.field("NAME"), &self.id_like))
+        else {
             return;
         };
         self.family = Some(distro.family.clone());

@@ -10,17 +10,19 @@ pub mod dpkg;
 pub mod dpkg_state;
 mod owners;
 mod package;
+pub mod rpm;
 
 pub use owners::{Owners, owners};
 pub use package::{
-    Conffile, FileDigest, FileFacts, FileFlags, Md5Sum, Package, PackageFile, Relations, SourcePackage,
+    Conffile, FileDigest, FileFacts, FileFlags, FileState, Md5Sum, Package, PackageFile, Relations,
+    SourcePackage,
 };
 
 use crate::error::{Error, Result};
 use crate::path::GuestPath;
 use crate::read_at::Stream;
 use crate::source::Source;
-use crate::tree::Problem;
+use crate::tree::{FileId, Problem};
 use md5::{Digest, Md5};
 use std::io::Read;
 
@@ -86,10 +88,18 @@ pub const DATABASES: &[Database] = &[
         read: dpkg::read,
     },
     Database {
-        name: "rpm",
-        places: &["/var/lib/rpm", "/usr/lib/sysimage/rpm", "/usr/share/rpm"],
-        probe: |source| any(source, RPM_FILES),
-        read: |source| not_yet(source, "rpm", RPM_FILES),
+        name: rpm::NAME,
+        places: &[
+            "/var/lib/rpm",
+            "/usr/lib/sysimage/rpm",
+            "/usr/share/rpm",
+            "/var/lib/dnf",
+            "/usr/lib/sysimage/libdnf5",
+            "/var/lib/yum/yumdb",
+            "/var/lib/zypp",
+        ],
+        probe: rpm::probe,
+        read: rpm::read,
     },
     Database {
         name: "apk",
@@ -105,16 +115,6 @@ pub const DATABASES: &[Database] = &[
     },
 ];
 
-const RPM_FILES: &[(&str, &str)] = &[
-    ("/var/lib/rpm/rpmdb.sqlite", "sqlite"),
-    ("/usr/lib/sysimage/rpm/rpmdb.sqlite", "sqlite"),
-    ("/usr/share/rpm/rpmdb.sqlite", "sqlite"),
-    ("/var/lib/rpm/Packages.db", "ndb"),
-    ("/usr/lib/sysimage/rpm/Packages.db", "ndb"),
-    ("/var/lib/rpm/Packages", "Berkeley DB"),
-    ("/usr/lib/sysimage/rpm/Packages", "Berkeley DB"),
-    ("/usr/share/rpm/Packages", "Berkeley DB"),
-];
 const APK_FILES: &[(&str, &str)] = &[
     ("/lib/apk/db/installed", "installed"),
     ("/usr/lib/apk/db/installed", "installed"),
@@ -173,12 +173,12 @@ pub fn read(source: &dyn Source, preferred: Option<&str>) -> Result<Option<(&'st
 pub fn changed_conffiles(source: &dyn Source, packages: &[Package]) -> Result<Vec<GuestPath>> {
     let mut changed = Vec::new();
     for conffile in packages.iter().flat_map(|p| &p.conffiles) {
-        let Some(FileDigest::Md5(md5)) = conffile.digest.as_ref().filter(|_| !conffile.obsolete) else {
+        let Some(digest) = conffile.digest.as_ref().filter(|_| !conffile.obsolete) else {
             continue;
         };
         let node = source.tree().resolve(&conffile.path, true).ok();
         let same = match node.and_then(|p| source.tree().get(&p)) {
-            Some(node) if node.is_file() => md5_of(source, node.id)? == *md5,
+            Some(node) if node.is_file() => digest_of(source, node.id, digest)? == *digest,
             _ => false,
         };
         if !same {
@@ -190,14 +190,24 @@ pub fn changed_conffiles(source: &dyn Source, packages: &[Package]) -> Result<Ve
     Ok(changed)
 }
 
-/// MD5 of a file.
+/// The digest of a file by the algorithm of `like`.
 ///
 /// # Errors
 /// As the source's reader.
-pub fn md5_of(source: &dyn Source, id: crate::tree::FileId) -> Result<Md5Sum> {
+pub fn digest_of(source: &dyn Source, id: FileId, like: &FileDigest) -> Result<FileDigest> {
+    Ok(match like {
+        FileDigest::Md5(_) => FileDigest::Md5(hashed::<Md5>(source, id)?.into()),
+        FileDigest::Sha1(_) => FileDigest::Sha1(hashed::<sha1::Sha1>(source, id)?.into()),
+        FileDigest::Sha256(_) => FileDigest::Sha256(hashed::<sha2::Sha256>(source, id)?.into()),
+        FileDigest::Sha384(_) => FileDigest::Sha384(Box::new(hashed::<sha2::Sha384>(source, id)?.into())),
+        FileDigest::Sha512(_) => FileDigest::Sha512(Box::new(hashed::<sha2::Sha512>(source, id)?.into())),
+    })
+}
+
+fn hashed<D: Digest>(source: &dyn Source, id: FileId) -> Result<md5::digest::Output<D>> {
     let file = source.open(id)?;
     let mut stream = Stream::new(&*file);
-    let mut hash = Md5::new();
+    let mut hash = D::new();
     let mut buf = vec![0; 64 << 10];
     loop {
         let n = stream
@@ -205,7 +215,7 @@ pub fn md5_of(source: &dyn Source, id: crate::tree::FileId) -> Result<Md5Sum> {
             .map_err(|e| Error::io(format!("reading a file of {}", source.name()), e))?;
         match buf.get(..n) {
             Some(part) if n > 0 => hash.update(part),
-            _ => return Ok(hash.finalize().into()),
+            _ => return Ok(hash.finalize()),
         }
     }
 }
@@ -217,11 +227,7 @@ mod tests {
 
     #[test]
     fn what_is_not_read_yet_is_named() {
-        for (file, word) in [
-            ("/var/lib/rpm/rpmdb.sqlite", "sqlite"),
-            ("/usr/lib/sysimage/rpm/Packages.db", "ndb"),
-            ("/lib/apk/db/installed", "apk"),
-        ] {
+        for (file, word) in [("/lib/apk/db/installed", "apk")] {
             let source = MemorySource::new("m").file(file, "x").build();
             let error = read(&source, None).unwrap_err();
             assert!(matches!(error, Error::Unsupported { .. }));
@@ -236,10 +242,7 @@ mod tests {
             .file("/var/lib/dpkg/status", "")
             .file("/var/lib/rpm/Packages", "x");
         let source = source.build();
-        assert!(matches!(
-            read(&source, Some("rpm")),
-            Err(Error::Unsupported { .. })
-        ));
+        assert!(matches!(read(&source, Some("rpm")), Err(Error::Corrupt { .. })));
         assert!(matches!(read(&source, Some("dpkg")), Err(Error::Corrupt { .. })));
     }
 }

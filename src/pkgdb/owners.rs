@@ -65,7 +65,8 @@ impl Owners {
 
 /// Finds the owners of every path of `tree`. Listed paths are first diverted, then led through the tree's symlinked
 /// directories: with merged `/usr`, `/bin/ls` of a list owns `/usr/bin/ls` of the tree. A symlink to a directory that a
-/// package lists as its directory is owned itself, and so is what it leads to.
+/// package lists as its directory is owned itself, and so is what it leads to. Files that the database says were left out,
+/// or are another package's, are passed over.
 ///
 /// Linear in the number of listed paths; each parent directory is resolved once.
 pub fn owners(tree: &Tree, packages: &[Package]) -> Owners {
@@ -74,7 +75,8 @@ pub fn owners(tree: &Tree, packages: &[Package]) -> Owners {
     for (index, package) in packages.iter().enumerate() {
         let diverted: HashMap<&GuestPath, &GuestPath> =
             package.diverted.iter().map(|(from, to)| (from, to)).collect();
-        for listed in package.files.iter().map(|file| &file.path) {
+        let installed = package.files.iter().filter(|file| file.is_installed());
+        for listed in installed.map(|file| &file.path) {
             let path = diverted.get(listed).copied().unwrap_or(listed);
             let Some(found) = place(tree, &mut parents, path) else {
                 owners.missing.push((index, listed.clone()));

@@ -95,6 +95,13 @@ pub struct PackageFile {
     pub facts: Option<Box<FileFacts>>,
 }
 
+impl PackageFile {
+    /// True if the database does not say that the file was left out, or is another package's.
+    pub fn is_installed(&self) -> bool {
+        self.facts.as_ref().is_none_or(|facts| facts.state.is_installed())
+    }
+}
+
 impl From<GuestPath> for PackageFile {
     fn from(path: GuestPath) -> Self {
         Self { path, facts: None }
@@ -122,6 +129,31 @@ pub struct FileFacts {
     pub capabilities: Option<String>,
     /// What kind of file the package says it is.
     pub flags: FileFlags,
+    /// Whether it was put there.
+    pub state: FileState,
+}
+
+/// Whether a file of a package was put on the machine.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum FileState {
+    /// It was.
+    #[default]
+    Normal,
+    /// It was, but the file that is there now is another package's.
+    Replaced,
+    /// It was left out when the package was installed: documentation, a language.
+    NotInstalled,
+    /// It is on a filesystem that another machine installs.
+    NetShared,
+    /// The file that is there is that of the same package of another architecture.
+    WrongColor,
+}
+
+impl FileState {
+    /// True if the file that is there is this package's own.
+    pub fn is_installed(self) -> bool {
+        matches!(self, Self::Normal | Self::NetShared)
+    }
 }
 
 /// What kind of file a package says that one of its files is.

@@ -128,6 +128,8 @@ pub struct Release {
     pub lists: Vec<List>,
     /// True if lists can be had by their digests, which does not race with an update of the archive.
     pub by_hash: bool,
+    /// True if the lists of single architectures do not hold what is for all of them.
+    pub all_apart: bool,
 }
 
 /// Reads a `Release` or `InRelease` file. A signature around it is taken off and not checked.
@@ -143,6 +145,10 @@ pub fn release(bytes: &[u8]) -> Result<Release> {
     let mut release = Release {
         lists: Vec::new(),
         by_hash: stanza.first_line("Acquire-By-Hash").as_deref() == Some("yes"),
+        all_apart: stanza
+            .text("Architectures")
+            .is_some_and(|a| a.split(' ').any(|w| w == "all"))
+            && stanza.text("No-Support-for-Architecture-all").as_deref() != Some("Packages"),
     };
     for line in stanza.lines("SHA256") {
         let line = String::from_utf8_lossy(line);
@@ -265,8 +271,8 @@ pub(super) fn list(
         stems.push("Packages".to_owned());
     }
     for component in &suite.components {
-        // Where lists of single architectures do not hold what is for all of them, it has a list of its own.
-        for arch in archs.iter().filter(wanted).chain(&["all"]) {
+        let all = release.all_apart.then_some(&"all");
+        for arch in archs.iter().filter(wanted).chain(all) {
             stems.push(format!("{component}/binary-{arch}/Packages"));
         }
     }
@@ -283,11 +289,13 @@ pub(super) fn list(
         ) else {
             return Err(Error::corrupt(format!("{root}Release: a digest that is none"), 0));
         };
-        let url = match (release.by_hash, list.path.rsplit_once('/')) {
-            (true, Some((dir, _))) => format!("{root}{dir}/by-hash/SHA256/{}", list.sha256),
-            _ => format!("{root}{}", list.path),
+        let plain = format!("{root}{}", list.path);
+        let bytes = match (release.by_hash, list.path.rsplit_once('/')) {
+            (true, Some((dir, _))) => client
+                .list(&format!("{root}{dir}/by-hash/SHA256/{}", list.sha256), &checksum)
+                .or_else(|_| client.list(&plain, &checksum))?,
+            _ => client.list(&plain, &checksum)?,
         };
-        let bytes = client.list(&url, &checksum)?;
         packages(open(&bytes, compressed)?, take)?;
     }
     match found {

@@ -10,6 +10,8 @@ mod assembly;
 mod btrfs;
 mod directory;
 mod disk;
+mod distributions;
+mod dockerfile;
 mod e2e;
 mod everything;
 mod ext4;

@@ -5,6 +5,7 @@
 
 mod bad_input;
 mod disks;
+mod dockerfile;
 mod engines;
 mod faults;
 mod image;

@@ -3,6 +3,6 @@
 mod archive;
 mod faults;
 mod flatten;
-mod make;
+pub(crate) mod make;
 mod registry;
 mod write;
