@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, mpsc};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 /// What is registered, by number.
 static REGISTRY: Mutex<BTreeMap<u64, PathBuf>> = Mutex::new(BTreeMap::new());
@@ -65,6 +66,10 @@ type Work = Box<dyn FnOnce() + Send>;
 
 /// What is to be undone, by number.
 static CLEANUPS: Mutex<BTreeMap<u64, Work>> = Mutex::new(BTreeMap::new());
+/// How many of them are being undone where they were dropped.
+static RUNNING: AtomicU64 = AtomicU64::new(0);
+/// The longest wait for those.
+const WAIT: Duration = Duration::from_secs(10);
 /// True once a signal ends the program.
 static ENDING: AtomicBool = AtomicBool::new(false);
 
@@ -84,10 +89,19 @@ impl Cleanup {
 
 impl Drop for Cleanup {
     fn drop(&mut self) {
-        let work = cleanups().remove(&self.id);
+        let work = {
+            let mut all = cleanups();
+            if is_ending() {
+                // The one that ends the program does it, and waits for it.
+                return;
+            }
+            RUNNING.fetch_add(1, Ordering::SeqCst);
+            all.remove(&self.id)
+        };
         if let Some(work) = work {
             work();
         }
+        RUNNING.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
@@ -177,6 +191,10 @@ pub fn remove_all() {
             Some((_, work)) => work(),
             None => break,
         }
+    }
+    let end = Instant::now() + WAIT;
+    while RUNNING.load(Ordering::SeqCst) > 0 && Instant::now() < end {
+        std::thread::sleep(Duration::from_millis(10));
     }
     let mut all = registry();
     for path in all.values() {

@@ -25,6 +25,7 @@ need=(
 if [ "${1:-all}" = all ]; then
     need+=(
         "skopeo     skopeo"
+        "buildah    buildah"
         "umoci      umoci"
         "dockerd    docker.io"
         "docker     docker.io"

@@ -59,7 +59,7 @@ pub(super) struct Arguments {
     decisions: Decisions,
     #[command(flatten)]
     strategy: strategy::Arguments,
-    /// Where the image goes: oci:DIR[:TAG], oci-archive:FILE[:REF], docker-archive:FILE[:REF], docker-daemon:REF, or
+    /// Where the image goes: oci:DIR[:TAG], oci-archive:FILE[:REF], docker-archive:FILE[:REF] or docker-daemon:REF, or
     /// dockerfile:DIR for a build context; may be repeated
     /// [default: oci-archive:./<hostname>.tar]
     #[arg(long, short, value_name = "OUTPUT")]
@@ -215,6 +215,7 @@ pub(super) fn run(common: &Common, arguments: &Arguments, ui: &Ui) -> anyhow::Re
         false => outputs,
     };
     prepared = strategy::apply(
+        common,
         &arguments.strategy,
         machine,
         prepared,

@@ -1,14 +1,15 @@
 //! `convert --strategy dockerfile`: the arguments, and where the build context lies.
 
-use super::ui::Ui;
+use super::{Common, ui::Ui};
 use crate::convert::{BuildFailed, Building, Machine, Options, Prepared, build_context};
 use crate::distro::Distros;
+use crate::dockerfile::{self, write_context};
 use crate::engine::{self, Choice};
 use crate::error::{Error, HintExt};
 use crate::scratch::Scratch;
 use crate::store::Store;
 use clap::{Args, ValueEnum};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 /// How the layers between base and machine come about.
@@ -34,6 +35,7 @@ enum EngineArgument {
 }
 
 #[derive(Debug, Args)]
+#[group(skip)]
 pub(super) struct Arguments {
     /// How the layers come about
     #[arg(long, value_enum, default_value_t)]
@@ -44,6 +46,9 @@ pub(super) struct Arguments {
     /// The build context of --strategy dockerfile: written here and kept; one that has a Dockerfile already is built as it is
     #[arg(long, value_name = "DIR")]
     context: Option<PathBuf>,
+    /// In the build, ask for packages at TO where a repository's URL begins with FROM; may be repeated
+    #[arg(long, value_name = "FROM=TO", value_parser = super::dockerfile::mirror)]
+    mirror: Vec<(String, String)>,
     /// The network of the build's commands, as the engine calls it: host, none, ...
     #[arg(long, value_name = "NETWORK")]
     build_network: Option<String>,
@@ -68,7 +73,12 @@ impl Arguments {
 }
 
 /// What `prepared` becomes with the strategy of `arguments`.
+#[expect(
+    clippy::too_many_arguments,
+    reason = "each is a different thing, and all are needed"
+)]
 pub(super) fn apply(
+    common: &Common,
     arguments: &Arguments,
     machine: Machine<'_>,
     prepared: Prepared,
@@ -96,7 +106,16 @@ pub(super) fn apply(
     };
     let ours = !dir.join("Dockerfile").exists();
     if ours {
-        write(&dir, machine, &prepared, options, distros, store, ui)?;
+        let wanted = dockerfile::Options {
+            rest: false,
+            offline: common.offline,
+            mirrors: arguments.mirror.clone(),
+            ..dockerfile::Options::default()
+        };
+        let report = write_context(&dir, machine, &prepared, options, &wanted, distros, store, ui)?;
+        for note in report.notes.iter().chain(&report.unsaid) {
+            ui.note(note);
+        }
     }
     let building = Building {
         engine: arguments.engine(),
@@ -119,18 +138,4 @@ pub(super) fn apply(
         }
         built => built,
     }
-}
-
-/// Writes the context of `prepared` into `dir`.
-fn write(
-    dir: &Path,
-    machine: Machine<'_>,
-    prepared: &Prepared,
-    options: &Options,
-    distros: &Distros,
-    store: &Arc<Store>,
-    ui: &Ui,
-) -> anyhow::Result<()> {
-    let _ = (dir, machine, prepared, options, distros, store, ui);
-    Err(Error::unsupported("writing a context").into())
 }

@@ -21,24 +21,22 @@ const PRIVATE: &str = "localhost/vm2k";
 /// How long a build may take to end when it is told to.
 const GRACE: Duration = Duration::from_secs(3);
 
-/// Its version, for people; `None` if it is not there.
-pub(super) fn version() -> Option<String> {
-    let output = Command::new(PROGRAM)
-        .arg("--version")
-        .stdin(Stdio::null())
-        .output()
-        .ok()?;
-    let text = String::from_utf8(output.stdout)
-        .ok()
-        .filter(|_| output.status.success())?;
+/// True if it is installed. It is not run: it makes directories even to say its version.
+pub(super) fn is_there() -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).any(|dir| dir.join(PROGRAM).is_file())
+}
+
+/// Its version, for people.
+fn version() -> Result<String> {
+    let text = run(&mut buildah(&["--version"]), "asking for its version")?;
     // buildah version 1.28.2 (image-spec ...)
-    Some(
-        text.split(" (")
-            .next()
-            .unwrap_or_default()
-            .trim()
-            .replace(" version", ""),
-    )
+    Ok(text
+        .split(" (")
+        .next()
+        .unwrap_or_default()
+        .trim()
+        .replace(" version", ""))
 }
 
 /// buildah with `arguments`, nothing on its stdin.
@@ -94,16 +92,12 @@ fn undo(group: i32, base: &str, image: &str) {
 }
 
 /// Builds the context of `request`. Of the build nothing stays in buildah's storage.
-pub(super) fn build(
-    version: String,
-    request: &Request<'_>,
-    options: &OpenOptions,
-    progress: &dyn Progress,
-) -> Result<Built> {
+pub(super) fn build(request: &Request<'_>, options: &OpenOptions, progress: &dyn Progress) -> Result<Built> {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     let number = format!("{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
     let name = |kind: &str| format!("{PRIVATE}-{kind}-{number}:latest");
     let (base_name, image_name) = (name("base"), name("build"));
+    let version = version()?;
     let dockerfile = request.dockerfile()?;
     let work = work_dir()?;
     let group = Arc::new(AtomicI32::new(0));
@@ -113,21 +107,18 @@ pub(super) fn build(
     };
     let base = request.base.filter(|_| request.builds_on_base(&dockerfile));
     if let Some(base) = base {
-        let layout = Output::Layout {
-            dir: work.path().join("base"),
-            tag: Some("base".to_owned()),
+        // This transport takes the image's name from the archive; `oci:` would make one of the directory's.
+        let archive = Output::DockerArchive {
+            file: work.path().join("base.tar"),
+            name: Some(base_name.clone()),
         };
-        oci::write(&layout, &as_new(base), progress)?;
+        oci::write(&archive, &as_new(base), progress)?;
         let _stage = progress.stage("giving the base image to buildah", None);
-        let pulled = run(
-            buildah(&["pull", "--quiet"]).arg(layout.to_string()),
+        let archive = format!("docker-archive:{}", work.path().join("base.tar").display());
+        run(
+            buildah(&["pull", "--quiet"]).arg(archive),
             "taking the base image",
         )?;
-        let id = pulled.lines().last().unwrap_or_default().to_owned();
-        run(&mut buildah(&["tag", &id, &base_name]), "naming the base image")?;
-        // The name that the pull gave it is taken away; images of the same content keep theirs.
-        let given = format!("localhost{}:latest", work.path().join("base").display());
-        let _ = buildah(&["untag", &base_name, &given]).output();
     }
     let mut command = buildah(&["bud", "--format", "oci", "--no-cache", "--force-rm", "--rm"]);
     if rustix::process::geteuid().is_root() {

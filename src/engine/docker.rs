@@ -203,7 +203,8 @@ impl Build<'_> {
     fn news(&mut self, news: News) {
         match news {
             News::Vertex(digest, name, begun, error) => {
-                let own = !name.starts_with("[internal]");
+                // What is no instruction, as the loading of the context, is "[internal] ..." or has no brackets.
+                let own = name.starts_with('[') && !name.starts_with("[internal]");
                 if begun && !self.vertices.contains_key(&digest) {
                     self.begun |= own;
                     self.vertices.insert(digest.clone(), name.clone());

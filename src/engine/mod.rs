@@ -77,8 +77,11 @@ impl Request<'_> {
             return false;
         };
         let named = |name: &str| name == from || base.reference.to_string() == from;
+        // `vm2k dockerfile` calls a base that no registry has by the beginning of its digest.
+        let hex = base.manifest_digest.hex();
+        let short = hex.get(..12).unwrap_or(&hex);
         self.ours
-            || from.contains(&base.manifest_digest.to_string())
+            || from.contains(short)
             || from.contains(&base.config_digest.to_string())
             || base.reference.registry_name().as_deref().is_some_and(named)
             || named(&base.reference.to_string())
@@ -90,21 +93,24 @@ impl Request<'_> {
 /// # Errors
 /// [`Error::Network`] if no engine answers, [`Error::Unsupported`] if buildah is asked for and not there.
 pub fn check(choice: Choice) -> Result<()> {
-    let there = || Daemon::connect().map(drop);
-    match (choice, buildah::version()) {
-        (Choice::Docker, _) => there(),
-        (Choice::Buildah, None) => Err(no_buildah()),
-        (Choice::Auto, None) => there().map_err(no_engine),
-        _ => Ok(()),
+    who(choice).map(drop)
+}
+
+/// Who builds: a Docker Engine, or `None` for buildah.
+fn who(choice: Choice) -> Result<Option<Daemon>> {
+    match choice {
+        Choice::Docker => Daemon::connect().map(Some),
+        Choice::Buildah if buildah::is_there() => Ok(None),
+        Choice::Buildah => {
+            Err(Error::unsupported("buildah is not installed")
+                .hint("install it, or build with --engine docker"))
+        }
+        Choice::Auto => match Daemon::connect() {
+            Ok(daemon) => Ok(Some(daemon)),
+            Err(_) if buildah::is_there() => Ok(None),
+            Err(e) => Err(e.hint("or install buildah")),
+        },
     }
-}
-
-fn no_buildah() -> Error {
-    Error::unsupported("buildah is not installed").hint("install it, or build with --engine docker")
-}
-
-fn no_engine(e: Error) -> Error {
-    e.hint("or install buildah")
 }
 
 /// Builds the context and opens what came of it. What the build prints goes to `progress`.
@@ -118,17 +124,8 @@ pub fn build(
     options: &OpenOptions,
     progress: &dyn Progress,
 ) -> Result<Built> {
-    let with_buildah = |version: Option<String>| match version {
-        Some(version) => buildah::build(version, request, options, progress),
-        None => Err(no_buildah()),
-    };
-    match choice {
-        Choice::Docker => docker::build(&Daemon::connect()?, request, options, progress),
-        Choice::Buildah => with_buildah(buildah::version()),
-        Choice::Auto => match (Daemon::connect(), buildah::version()) {
-            (Ok(daemon), _) => docker::build(&daemon, request, options, progress),
-            (Err(_), Some(version)) => with_buildah(Some(version)),
-            (Err(e), None) => Err(no_engine(e)),
-        },
+    match who(choice)? {
+        Some(daemon) => docker::build(&daemon, request, options, progress),
+        None => buildah::build(request, options, progress),
     }
 }

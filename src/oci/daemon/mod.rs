@@ -300,10 +300,9 @@ impl Daemon {
             .docker
             .clone()
             .with_request_modifier(move |mut request: BollardRequest| {
-                let address = request
-                    .uri()
-                    .to_string()
-                    .replace("/images/get", &format!("/build?{query}"));
+                let address = request.uri().to_string();
+                let (engine, _) = address.split_once("/images/get").unwrap_or_default();
+                let address = format!("{engine}/build?{query}");
                 if let Ok(address) = address.parse() {
                     *request.uri_mut() = address;
                 }

@@ -12,6 +12,7 @@ mod image;
 mod plan;
 mod rpm;
 mod same;
+mod strategy;
 mod target;
 
 use crate::support::{self, run};
