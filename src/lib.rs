@@ -30,6 +30,7 @@ pub mod disk;
 pub mod distro;
 pub mod error;
 pub mod fs;
+pub mod graph;
 pub mod inventory;
 pub mod jobs;
 pub mod layer;

@@ -10,6 +10,7 @@ mod keys;
 mod ls;
 mod pages;
 mod plan;
+mod roots;
 mod scan;
 mod target;
 mod text;
