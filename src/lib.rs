@@ -34,6 +34,7 @@ pub mod dockerfile;
 pub mod engine;
 pub mod error;
 pub mod fs;
+pub mod graph;
 pub mod inventory;
 pub mod jobs;
 pub mod layer;

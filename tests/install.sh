@@ -64,6 +64,7 @@ if [ "${1:-all}" = all ]; then
         "pacman     pacman-package-manager"
         "bsdtar     libarchive-tools"
         "debian-distro-info distro-info"
+        "vercmp     pacman-package-manager"
     )
 fi
 

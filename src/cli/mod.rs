@@ -12,6 +12,7 @@ mod ls;
 mod pages;
 mod patch;
 mod plan;
+mod roots;
 mod scan;
 mod strategy;
 mod target;

@@ -26,8 +26,8 @@ pub struct ScanDocument<'a> {
     hostname: Option<&'a str>,
     filesystems: &'a [FilesystemInfo],
     packages: Option<Vec<PackageRow<'a>>>,
-    /// Names of the packages that nothing else needs.
-    roots: Option<Vec<&'a str>>,
+    /// Names of the packages to ask for, so that the package manager brings the rest.
+    roots: Option<&'a [String]>,
     /// Files that are not what their packages brought; null where they were not looked at.
     changed: Option<Vec<ChangedRow<'a>>>,
     services: Vec<ServiceRow<'a>>,
@@ -157,10 +157,12 @@ impl<'a> ChangedRow<'a> {
     }
 }
 
-/// Makes the document. Without `base` its row says that none was looked for; so does `changed`.
+/// Makes the document. Without `base` its row says that none was looked for; `roots` are the names of the packages to ask
+/// for, `changed` the files that are not what their packages brought.
 pub fn scan_document<'a>(
     inventory: &'a Inventory,
     base: Option<&'a BaseMatch>,
+    roots: Option<&'a [String]>,
     changed: Option<&'a [Changed]>,
 ) -> ScanDocument<'a> {
     let os = &inventory.os;
@@ -220,7 +222,7 @@ pub fn scan_document<'a>(
         hostname: inventory.hostname.as_deref(),
         filesystems: &inventory.filesystems,
         packages,
-        roots: None,
+        roots,
         changed: changed.map(|changed| changed.iter().map(ChangedRow::new).collect()),
         services: services.collect(),
         ports: inventory.ports.as_deref(),
@@ -275,7 +277,7 @@ mod tests {
             }],
             ..Inventory::default()
         };
-        let json = serde_json::to_value(scan_document(&inventory, None, None)).unwrap();
+        let json = serde_json::to_value(scan_document(&inventory, None, None, None)).unwrap();
         for key in [
             "schema",
             "os",
