@@ -227,7 +227,10 @@ mod tests {
 
     #[test]
     fn what_is_not_read_yet_is_named() {
-        for (file, word) in [("/lib/apk/db/installed", "apk")] {
+        for (file, word) in [
+            ("/lib/apk/db/installed", "apk"),
+            ("/var/lib/pacman/local", "alpm"),
+        ] {
             let source = MemorySource::new("m").file(file, "x").build();
             let error = read(&source, None).unwrap_err();
             assert!(matches!(error, Error::Unsupported { .. }));
