@@ -79,10 +79,10 @@ fn judged(dir: &Path) -> Vec<String> {
                 }
             }
             "requires" | "provides" | "conflicts" | "obsoletes" | "recommends" | "suggests"
-            | "supplements" | "enhances" => {
-                if fields[1].is_empty() {
-                    continue;
-                }
+            | "supplements" | "enhances"
+                if fields[1].is_empty() =>
+            {
+                continue;
             }
             // A line of a summary that has several.
             _ => {}
@@ -240,6 +240,9 @@ fn real_databases() {
     }
 }
 
+/// Headers by the numbers of their packages.
+type Headers = Vec<(u32, Vec<u8>)>;
+
 /// Packages with all that a header can hold, and a database of them in `db`: `$1` is the folder.
 const MAKE: &str = r#"
 export LC_ALL=C.UTF-8
@@ -334,7 +337,7 @@ sqlite3 db/rpmdb.sqlite "select hnum || ' ' || hex(blob) from Packages" >blobs
 
 /// A folder of its own for each test, with the database in `db`, and its headers by their numbers; `None` where a tool is
 /// missing. The packages are built once, and kept for the next run.
-fn made(test: &str) -> Option<(tempfile::TempDir, Vec<(u32, Vec<u8>)>)> {
+fn made(test: &str) -> Option<(tempfile::TempDir, Headers)> {
     static BUILDING: Mutex<()> = Mutex::new(());
     if !tools(test, &["rpm", "rpmbuild", "sqlite3"]) {
         return None;
@@ -355,7 +358,7 @@ fn made(test: &str) -> Option<(tempfile::TempDir, Vec<(u32, Vec<u8>)>)> {
     let dir = scratch(256 << 20);
     bash("cp -r $1/. $2", &[&kept, dir.path()]);
     let blobs = std::fs::read_to_string(dir.path().join("blobs")).unwrap();
-    let blobs: Vec<(u32, Vec<u8>)> = blobs
+    let blobs: Headers = blobs
         .lines()
         .map(|line| {
             let (number, blob) = line.split_once(' ').unwrap();
@@ -825,7 +828,7 @@ fn mutants_of_every_kind() {
     }
     let dir = dir.path();
     // Small ones, of which some need overflow pages: a mutant that only changes text says little.
-    let few: Vec<(u32, Vec<u8>)> = blobs
+    let few: Headers = blobs
         .iter()
         .filter(|(_, b)| b.len() < 12_000)
         .take(10)

@@ -59,7 +59,7 @@ fn children(db: &Db, page: &Page) -> Result<Vec<u32>> {
 }
 
 fn leaf(db: &mut Db, page: &Page, each: &mut Each<'_>) -> ControlFlow<()> {
-    if page.entries % 2 != 0 {
+    if !page.entries.is_multiple_of(2) {
         let e = Error::corrupt(
             format!("page {} has a key without a value", page.number),
             db.offset(page.number),

@@ -64,7 +64,7 @@ fn chain(db: &mut Db, first: u32, each: &mut Each<'_>) -> ControlFlow<()> {
             );
             return each(0, Err(e));
         }
-        if page.entries % 2 != 0 {
+        if !page.entries.is_multiple_of(2) {
             let e = Error::corrupt(format!("page {next} has a key without a value"), db.offset(next));
             each(0, Err(e))?;
         }

@@ -158,11 +158,8 @@ fn top_level(body: &str) -> Vec<&str> {
     let mut quote = None;
     for (at, c) in body.char_indices() {
         match (quote, c) {
-            (Some(q), c) => {
-                if c == q {
-                    quote = None;
-                }
-            }
+            (Some(q), c) if c == q => quote = None,
+            (Some(_), _) => {}
             (None, '"' | '\'' | '`') => quote = Some(c),
             (None, '(') => depth = depth.saturating_add(1),
             (None, ')') if depth == 0 => {
