@@ -569,7 +569,7 @@ mod tests {
             delta[..delta.len() / 2].to_vec(),
             contents(9, 100),
             b"rs\x02\x36\x45\x00\x00".to_vec(),
-            b"rs\x02\x36\x45\xf0\xff\x00".to_vec(),
+            b"rs\x02\x36\x49\xff\xff\x05\x00".to_vec(),
             b"rs\x02\x36\x54\x7f\xff\xff\xff\xff\xff\xff\xff\x7f\xff\xff\xff\xff\xff\xff\xff".to_vec(),
         ] {
             let result = patch(&old, &broken, 10_000, &mut Vec::new());

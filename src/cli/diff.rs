@@ -61,14 +61,15 @@ pub(super) fn run(common: &Common, arguments: &Arguments, ui: &Ui) -> anyhow::Re
             "unread": diff.unread.iter().map(|(p, why)| serde_json::json!({ "path": p.to_string(), "why": why })).collect::<Vec<_>>(),
             "problems": problems.iter().map(|p| serde_json::json!({ "path": p.path.to_string(), "what": p.what })).collect::<Vec<_>>(),
         });
-        if let Some(saving) = saving {
-            document["delta"] = serde_json::json!({
+        if let (Some(saving), Some(fields)) = (saving, document.as_object_mut()) {
+            let saving = serde_json::json!({
                 "files": saving.files,
                 "bytes": saving.bytes,
                 "deltas": saving.deltas,
                 "saved": saving.saved(),
                 "do_not_pay": saving.do_not_pay,
             });
+            fields.insert("delta".to_owned(), saving);
         }
         serde_json::to_writer_pretty(&mut out, &document)?;
         writeln!(out)?;

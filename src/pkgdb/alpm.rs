@@ -204,8 +204,7 @@ pub fn description(desc: &[u8]) -> Result<Package> {
     let installed_at = number("INSTALLDATE")?;
     // `name: what for`.
     let optional = lines("OPTDEPENDS").into_iter();
-    let suggests =
-        optional.filter_map(|text| Some(text.split_once(": ").map_or(&*text, |(n, _)| n).to_owned()));
+    let suggests = optional.map(|text| text.split_once(": ").map_or(&*text, |(n, _)| n).to_owned());
     Ok(Package {
         epoch,
         version: version.to_owned(),

@@ -74,6 +74,9 @@ pub struct StatOverride {
     pub path: GuestPath,
 }
 
+/// Tells a machine's own architecture in the words of OCI and in those of its database.
+pub type ArchitectureOf = fn(&dyn Source, &[Package]) -> Option<(Arch, String)>;
+
 /// A kind of package database.
 pub struct Database {
     /// Its name.
@@ -89,7 +92,7 @@ pub struct Database {
     /// Reads it. An error where it is damaged as a whole, or holds nothing.
     pub read: fn(&dyn Source) -> Result<Listing>,
     /// The machine's own architecture in the words of OCI and in the database's, as far as the database tells it.
-    pub architecture: fn(&dyn Source, &[Package]) -> Option<(Arch, String)>,
+    pub architecture: ArchitectureOf,
 }
 
 /// Every kind of database.

@@ -286,7 +286,7 @@ fn images_are_references_and_dates_make_sense() {
                 let reference = vm2k::oci::Reference::parse_base(image).unwrap();
                 assert_eq!(
                     reference.registry_name().as_deref(),
-                    Some(image.as_str()).map(with_tag).as_deref(),
+                    Some(with_tag(image)).as_deref(),
                     "{label}"
                 );
                 assert!(
