@@ -62,7 +62,13 @@ fn judged(order: Order, pairs: &[(String, String)], answers: &str) {
             wrong.push(format!("{a} {ours:?} {b}, not {theirs:?}"));
         }
     }
-    assert!(wrong.is_empty(), "{} of {}: {:#?}", wrong.len(), pairs.len(), &wrong[..wrong.len().min(9)]);
+    assert!(
+        wrong.is_empty(),
+        "{} of {}: {:#?}",
+        wrong.len(),
+        pairs.len(),
+        &wrong[..wrong.len().min(9)]
+    );
     eprintln!("{order:?}: {} pairs as the judge says", pairs.len());
 }
 
@@ -78,7 +84,10 @@ fn versions_as_dpkg_says() {
     if !tools("graph::versions_as_dpkg_says", &["dpkg"]) {
         return;
     }
-    let pairs = pairs(count(500), &[".", "1", "9", "~", "+", "a", "b1", "rc", "~rc", "-", "0", "+dfsg"]);
+    let pairs = pairs(
+        count(500),
+        &[".", "1", "9", "~", "+", "a", "b1", "rc", "~rc", "-", "0", "+dfsg"],
+    );
     let out = bash(
         "while read -r a b; do if dpkg --compare-versions $a lt $b; then echo -1; \
          elif dpkg --compare-versions $a eq $b; then echo 0; else echo 1; fi; done < \"$1\"",
@@ -94,7 +103,9 @@ fn versions_as_rpm_says() {
     }
     let pairs = pairs(
         count(5000),
-        &[".", "1", "9", "~", "^", "a", "b1", "rc", "~rc", "_", "0", "^git", "+", ".."],
+        &[
+            ".", "1", "9", "~", "^", "a", "b1", "rc", "~rc", "_", "0", "^git", "+", "..",
+        ],
     );
     let file = lines(&pairs);
     let script = format!(
@@ -112,8 +123,14 @@ fn versions_as_pacman_says() {
     if !tools("graph::versions_as_pacman_says", &["vercmp"]) {
         return;
     }
-    let pairs = pairs(count(500), &[".", "1", "9", "a", "b1", "rc", "_", "0", "+", "..", "beta"]);
-    let out = bash("while read -r a b; do vercmp $a $b; done < \"$1\"", &[lines(&pairs).path()]);
+    let pairs = pairs(
+        count(500),
+        &[".", "1", "9", "a", "b1", "rc", "_", "0", "+", "..", "beta"],
+    );
+    let out = bash(
+        "while read -r a b; do vercmp $a $b; done < \"$1\"",
+        &[lines(&pairs).path()],
+    );
     judged(Order::Alpm, &pairs, &String::from_utf8(out.stdout).unwrap());
 }
 
@@ -125,7 +142,8 @@ fn server(test: &str, release: &str) -> Option<PathBuf> {
     if !tools(test, &["mmdebstrap", "chroot"]) || !root(test) {
         return None;
     }
-    let cache = std::env::var_os("VM2K_TEST_CACHE").map_or_else(|| "/var/tmp/vm2k-machine".into(), PathBuf::from);
+    let cache =
+        std::env::var_os("VM2K_TEST_CACHE").map_or_else(|| "/var/tmp/vm2k-machine".into(), PathBuf::from);
     let folder = cache.join("graph").join(release);
     if !folder.exists() {
         // rsync is left over: nothing asked for it, nothing needs it.
@@ -202,7 +220,11 @@ fn roots_of_servers_bring_the_rest() {
             graph,
             pruned,
         } = machine(&folder);
-        assert!((200..=600).contains(&packages.len()), "{release}: {} packages", packages.len());
+        assert!(
+            (200..=600).contains(&packages.len()),
+            "{release}: {} packages",
+            packages.len()
+        );
         assert!(graph.unmet.is_empty(), "{release}: {:?}", graph.unmet);
         assert!(
             pruned.roots.len() * 5 <= packages.len(),
@@ -223,7 +245,12 @@ fn roots_of_servers_bring_the_rest() {
             .collect();
         std::fs::write(folder.join("base.status"), kept).unwrap();
         let roots = names(&packages, pruned.roots.iter().map(|r| r.package));
-        let mut arguments = vec!["-o", "Dir::State::status=/base.status", "--no-install-recommends", "install"];
+        let mut arguments = vec![
+            "-o",
+            "Dir::State::status=/base.status",
+            "--no-install-recommends",
+            "install",
+        ];
         arguments.extend(roots.iter().map(String::as_str));
         let (installed, _) = apt(&folder, "Inst", &arguments).expect("apt installs the roots");
         std::fs::remove_file(folder.join("base.status")).unwrap();
@@ -242,7 +269,10 @@ fn roots_of_servers_bring_the_rest() {
             installed.difference(&all).count(),
         );
         assert!(lost.is_empty(), "{release}: lost {lost:?}");
-        assert!(apart.contains("initramfs-tools") && apart.contains("console-setup"), "{apart:?}");
+        assert!(
+            apart.contains("initramfs-tools") && apart.contains("console-setup"),
+            "{apart:?}"
+        );
     }
 }
 
@@ -256,7 +286,11 @@ fn what_breaks_is_what_apt_removes() {
         // What apt calls left over. It follows the same relations.
         let (theirs, _) = apt(&folder, "Remv", &["autoremove"]).unwrap();
         let none = graph::prune(&graph, &packages, &Facts::default());
-        let orphans = none.apart.iter().filter(|a| a.why == Aside::Orphan).map(|a| a.package);
+        let orphans = none
+            .apart
+            .iter()
+            .filter(|a| a.why == Aside::Orphan)
+            .map(|a| a.package);
         assert_eq!(names(&packages, orphans), theirs, "{release}");
         assert!(theirs.contains("rsync"));
 
@@ -264,10 +298,19 @@ fn what_breaks_is_what_apt_removes() {
         let step = (packages.len() * 20 / count(200).max(20)).max(1);
         for (index, package) in packages.iter().enumerate().skip(3).step_by(step) {
             let breaks = graph.breaks([index]);
-            if package.essential || package.name == "apt" || breaks.iter().any(|p| packages[*p].essential || packages[*p].name == "apt") {
+            if package.essential
+                || package.name == "apt"
+                || breaks
+                    .iter()
+                    .any(|p| packages[*p].essential || packages[*p].name == "apt")
+            {
                 continue;
             }
-            let Some((theirs, text)) = apt(&folder, "Remv", &["--no-install-recommends", "remove", &package.name]) else {
+            let Some((theirs, text)) = apt(
+                &folder,
+                "Remv",
+                &["--no-install-recommends", "remove", &package.name],
+            ) else {
                 continue;
             };
             // Where apt installs something in its place, less breaks.
@@ -297,8 +340,14 @@ fn scan_tells_roots_paths_and_pictures() {
     };
     let (code, roots, err) = scan(&["--roots"]);
     assert_eq!(code, 0, "{err}");
-    assert!(roots.contains("nginx") && roots.contains("set apart, no container needs: "), "{roots}");
-    assert!(roots.contains("orphans, which nothing needs any more: ") && roots.contains("rsync"), "{roots}");
+    assert!(
+        roots.contains("nginx") && roots.contains("set apart, no container needs: "),
+        "{roots}"
+    );
+    assert!(
+        roots.contains("orphans, which nothing needs any more: ") && roots.contains("rsync"),
+        "{roots}"
+    );
     let (_, why, _) = scan(&["--why", "libpq5"]);
     assert!(why.contains("needs libpq5: libpq5"), "{why}");
     let (code, _, err) = scan(&["--why", "ngnix"]);
@@ -311,8 +360,16 @@ fn scan_tells_roots_paths_and_pictures() {
     let (code, json, err) = scan(&["--json", "--graph", picture.to_str().unwrap()]);
     assert_eq!(code, 0, "{err}");
     let json: serde_json::Value = serde_json::from_str(&json).unwrap();
-    let listed: Vec<&str> = json["roots"].as_array().unwrap().iter().map(|r| r.as_str().unwrap()).collect();
-    assert!(listed.contains(&"nginx") && !listed.contains(&"libc6"), "{listed:?}");
+    let listed: Vec<&str> = json["roots"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|r| r.as_str().unwrap())
+        .collect();
+    assert!(
+        listed.contains(&"nginx") && !listed.contains(&"libc6"),
+        "{listed:?}"
+    );
     let svg = std::fs::read_to_string(picture).unwrap();
     let packages = json["packages"].as_array().unwrap().len();
     assert_eq!(svg.matches("<circle ").count(), packages);
