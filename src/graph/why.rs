@@ -81,7 +81,10 @@ pub fn near_names<'a>(packages: &'a [Package], name: &str) -> Vec<&'a str> {
         let other = package.name.as_str();
         let within = short.len() >= 3 && other.contains(&short);
         let distance = if within { 1 } else { distance(&short, other) };
-        if distance <= (short.len() / 3).max(1) && !near.iter().any(|(_, known)| *known == other) {
+        // Two letters that changed places count as two.
+        if distance <= (short.len() / 3).max(1 + usize::from(short.len() > 3))
+            && !near.iter().any(|(_, known)| *known == other)
+        {
             near.push((distance, other));
         }
     }

@@ -22,7 +22,7 @@ fn pairs(count: usize, parts: &[&str]) -> Vec<(String, String)> {
         state ^= state >> 27;
         (state.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) as usize % below
     };
-    let mut version = |random: &mut dyn FnMut(usize) -> usize| {
+    let version = |random: &mut dyn FnMut(usize) -> usize| {
         let mut text = ["", "", "", "0:", "1:", "12:"][random(6)].to_owned();
         text.push_str(["0", "1", "2", "10", "007"][random(5)]);
         for _ in 0..random(6) {
@@ -109,7 +109,7 @@ fn versions_as_rpm_says() {
     );
     let file = lines(&pairs);
     let script = format!(
-        "%{{lua: for line in io.lines('{}') do local a, b = line:match('(%%S+) (%%S+)'); print(rpm.vercmp(a, b) .. '\\n') end}}",
+        "%{{lua: for line in io.lines('{}') do local a, b = line:match('([^ ]+) ([^ ]+)'); print(rpm.vercmp(a, b) .. '\\n') end}}",
         file.path().display()
     );
     let out = run(Command::new("rpm").arg("--eval").arg(script));

@@ -356,10 +356,17 @@ impl Picture<'_> {
         out
     }
 
-    /// A line from the right side of a circle to the left side of another; what needs is on the left, mostly.
+    /// A line from the end of a label to the left side of a circle; what needs is on the left, mostly.
     fn line(&self, from: usize, to: usize) -> String {
         let (a, b) = (self.place_of(from), self.place_of(to));
-        let (ax, bx) = (a.x + a.r, b.x - b.r);
+        let letters = self.label(from).chars().count() as f64;
+        // About as wide as letters of these sizes are.
+        let label = match self.mark(from) {
+            Some(Mark::Root) => 27.0 + (letters.min(27.0) * 8.4).max(60.0),
+            Some(Mark::Implied) => 14.0 + letters.min(25.0) * 5.9,
+            _ => 9.0 + letters.min(24.0) * 5.1,
+        };
+        let (ax, bx) = (a.x + label, b.x - b.r);
         let bend = ((bx - ax).abs() / 2.0).clamp(30.0, 220.0);
         format!(
             "M{ax:.0} {:.0}C{:.0} {:.0} {:.0} {:.0} {bx:.0} {:.0}",
