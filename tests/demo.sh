@@ -4,6 +4,9 @@
 # Installs what it needs (apt), builds vm2k and meanwhile makes the disk of a Debian 12 server and a Debian base image (both from
 # packages, no image is pulled), and cleans up after itself; only the disk is kept, for the tests. Needs root or sudo to
 # make the disk and to run podman; vm2k itself runs as a user without any rights.
+#
+# --dockerfile: does the same with `--strategy dockerfile` too, in a Docker Engine of its own (a minute or two more; all tools of
+# the tests are installed for it).
 set -eu -o pipefail
 . "$(dirname "$0")/lib.sh"
 
@@ -16,7 +19,11 @@ timed() { # NAME COMMAND...: runs it and notes how long it took
 }
 
 say "Installing what is missing"
-"$repo/tests/install.sh" demo
+case ${1:-} in
+    "") "$repo/tests/install.sh" demo ;;
+    --dockerfile) "$repo/tests/install.sh" all ;;
+    *) fail "demo.sh: $1 is no option (--dockerfile)" ;;
+esac
 make_work
 
 say "Building vm2k, and making a Debian 12 server's disk and a Debian base image ($machines/full)"
@@ -61,6 +68,17 @@ done
 }
 echo "http://127.0.0.1:8080/ answers: $answer" >&2
 
+if [ "${1:-}" = --dockerfile ]; then
+    say "vm2k convert --strategy dockerfile: the package manager brings the packages, in a Docker Engine"
+    docker_start
+    "${as_root[@]}" chmod 666 "$work/docker/sock"
+    export DOCKER_HOST=unix://$work/docker/sock
+    timed "vm2k convert --strategy dockerfile" unprivileged "$work/vm2k" convert "$disk" --base "oci:$machines/full/base:bookworm" \
+        --strategy dockerfile --build-network host -o "docker-daemon:$hostname:built" --report "$work/user/built.json"
+    timed "vm2k verify docker-daemon:" unprivileged "$work/vm2k" verify "$disk" "docker-daemon:$hostname:built"
+    docker_here run --rm "${run_options[@]}" "$hostname:built" nginx -t
+fi
+
 say "Sizes and times"
 bytes() { printf '%-42s %10s\n' "$1" "$(mib "$2")"; }
 bytes "files on the server's disk ($files)" "$allocated_bytes"
@@ -70,6 +88,11 @@ bytes "image, base layers included" "$(stat -c %s "$image")"
 tar -xOf "$image" index.json | jq -r '.manifests[0].digest' | sed 's/:/\//; s/^/blobs\//' | xargs tar -xOf "$image" |
     jq -r '.layers | to_entries[] | "\(.key + 1) \(.value.size)"' |
     while read -r n size; do bytes "  layer $n, compressed" "$size"; done
+if [ -f "$work/user/built.json" ]; then
+    bytes "--strategy dockerfile: image" "$(jq .sizes.image "$work/user/built.json")"
+    bytes "  its rest layer, compressed" "$(jq .sizes.rest "$work/user/built.json")"
+    printf '%-42s %8s %%\n' "  its rest layer's share of the machine" "$(jq .sizes.rest_percent "$work/user/built.json")"
+fi
 cat "$work/times"
 printf '%-42s %8d s\n' "all" $((SECONDS - started))
 echo "The disk stays in $machines for the tests ($(du -sh "$machines" | cut -f1)); rm -r it if it is not wanted."

@@ -107,7 +107,12 @@ fn adopt(
     store: &Arc<Store>,
     progress: &dyn Progress,
 ) -> anyhow::Result<(oci::Image, OnTop)> {
-    let Built { mut image, engine } = built;
+    // The files go when all of them are packed.
+    let Built {
+        mut image,
+        engine,
+        files: _files,
+    } = built;
     let below: &[oci::Layer] = base.map_or(&[], |base| &base.source.image().layers);
     let stands = image.layers.len() >= below.len()
         && image

@@ -149,26 +149,12 @@ pub(super) fn build(request: &Request<'_>, options: &OpenOptions, progress: &dyn
         buildah(&["push", "--quiet", "--disable-compression", &image_name]).arg(layout.to_string()),
         "giving out the image",
     )?;
-    let mut image = oci::open(&layout, options, progress)?;
-    keep(&mut image, options, &*stage)?;
+    drop(stage);
     Ok(Built {
-        image,
+        image: oci::open(&layout, options, progress)?,
         engine: version,
+        files: Some(work),
     })
-}
-
-/// Takes the blobs of an image in a directory that will go away into the store.
-fn keep(image: &mut oci::Image, options: &OpenOptions, stage: &dyn crate::progress::Stage) -> Result<()> {
-    for layer in &mut image.layers {
-        if !options.store.has(&layer.digest) {
-            let mut writer = options.store.writer()?;
-            let copied = std::io::copy(&mut layer.open()?, &mut writer);
-            stage.add(copied.map_err(|e| writer.failed(e))?);
-            writer.finish_as(&layer.digest, layer.size)?;
-        }
-        layer.source = oci::BlobSource::Store(Arc::clone(&options.store));
-    }
-    Ok(())
 }
 
 /// A directory for the time of a build.

@@ -97,6 +97,7 @@ pub(super) fn build(
     Ok(Built {
         image,
         engine: format!("{}, {builder}", daemon.version()?),
+        files: None,
     })
 }
 

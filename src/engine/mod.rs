@@ -11,6 +11,7 @@ use crate::error::{Error, Result};
 use crate::oci::daemon::Daemon;
 use crate::oci::{Image, OpenOptions};
 use crate::progress::Progress;
+use crate::scratch::Scratch;
 use std::path::Path;
 
 /// Who builds.
@@ -39,13 +40,15 @@ pub struct Request<'a> {
     pub network: Option<&'a str>,
 }
 
-/// A built image. Its layers lie in the store or in files that live as long as it does, not compressed.
+/// A built image. Its layers lie in files that live as long as it does, not compressed.
 #[derive(Debug)]
 pub struct Built {
     /// It.
     pub image: Image,
     /// Who built it, for people.
     pub engine: String,
+    /// The directory of its layers, where they are in one.
+    pub files: Option<Scratch>,
 }
 
 /// The largest Dockerfile.
