@@ -93,15 +93,13 @@ impl Graph {
         let index = Index::new(packages, database, elsewhere, parsed.iter().map(|(_, r)| r));
         for ((package, kind, element, text), requirement) in &parsed {
             let outcome = index.eval(requirement, *package, None);
-            if !outcome.met {
-                if kind.is_hard() {
-                    graph.unmet.push(Unmet {
-                        package: *package,
-                        relation: (*text).to_owned(),
-                        error: None,
-                    });
-                }
-                // What does hold of it is needed all the same.
+            // What does hold of a relation that fails as a whole is needed all the same.
+            if !outcome.met && kind.is_hard() {
+                graph.unmet.push(Unmet {
+                    package: *package,
+                    relation: (*text).to_owned(),
+                    error: None,
+                });
             }
             for found in outcome.clauses {
                 graph.add(*package, *kind, *element, found);

@@ -91,9 +91,10 @@ fn name(labels: &[String], package: usize) -> &str {
 pub fn root_reason(why: Why, labels: &[String]) -> String {
     match why {
         Why::Asked => "asked for".to_owned(),
-        Why::Wanted { by, kind } if kind == super::Kind::Supplements => {
-            format!("supplements {}", name(labels, by))
-        }
+        Why::Wanted {
+            by,
+            kind: super::Kind::Supplements,
+        } => format!("supplements {}", name(labels, by)),
         Why::Wanted { by, kind } => format!("{} {} it", name(labels, by), kind.verb()),
         Why::Choice { by } => format!("chosen where {} needs one of several", name(labels, by)),
         Why::Top => "nothing needs it".to_owned(),
