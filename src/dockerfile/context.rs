@@ -9,9 +9,8 @@ use super::words::{counted, groups, wrapped};
 use super::{Recipe, Rest, remove, render, sources, tool_of};
 use crate::calendar::Civil;
 use crate::convert::{self, Machine, Prepared};
-use crate::distro::{Distro, Distros, MachineFacts, PackageTool};
+use crate::distro::{Distros, MachineFacts, PackageTool};
 use crate::error::{Error, Escaped};
-use crate::graph::{self, Graph};
 use crate::layer::compress::Compression;
 use crate::layer::{self, Material, Settings};
 use crate::pkgdb::{self, Package};
@@ -34,8 +33,7 @@ pub struct Options {
     /// True for a context that is whole by itself: with the rest layer, and with what must be deleted before it. False where
     /// the caller compares the built image with the machine and adds a layer.
     pub rest: bool,
-    /// The packages to ask for, as indexes into the inventory's list; `None`: those that [`crate::graph::prune`] finds on top
-    /// of the base.
+    /// The packages that somebody asked for, as indexes into the inventory's list; `None`: those that the database marks.
     pub roots: Option<Vec<usize>>,
     /// Ask no repository: every version is taken to be served.
     pub offline: bool,
@@ -198,7 +196,13 @@ pub fn write_context(
     let variables = sources::variables(source, release, native.as_deref())?;
     let roots: Vec<usize> = match &options.roots {
         Some(roots) => roots.clone(),
-        None => roots_on(packages, &base_packages, inventory.database, distros, distro)?,
+        None => {
+            let marked = packages
+                .iter()
+                .enumerate()
+                .filter(|(_, p)| p.manual == Some(true));
+            marked.map(|(i, _)| i).collect()
+        }
     };
     let stage = progress.stage("asking repositories", None);
     let supply = supply::decide(
@@ -355,46 +359,6 @@ pub fn write_context(
     context.write(Path::new("report.json"), &json)?;
     context.finish()?;
     Ok(report)
-}
-
-/// The few packages that bring all others on top of the base's.
-///
-/// # Errors
-/// If the proof fails that they do.
-fn roots_on(
-    packages: &[Package],
-    base: &[Package],
-    database: Option<&str>,
-    distros: &Distros,
-    distro: Option<&Distro>,
-) -> anyhow::Result<Vec<usize>> {
-    let Some(database) = pkgdb::DATABASES.iter().find(|d| Some(d.name) == database) else {
-        return Ok(Vec::new());
-    };
-    let key = |p: &Package| (p.name.clone(), p.arch.clone());
-    let here: HashSet<_> = packages.iter().map(key).collect();
-    let there: HashSet<_> = base.iter().map(key).collect();
-    let lacks: Vec<Package> = base.iter().filter(|p| !here.contains(&key(p))).cloned().collect();
-    let both = packages
-        .iter()
-        .enumerate()
-        .filter(|(_, p)| there.contains(&key(p)));
-    let in_base: Vec<usize> = both.map(|(index, _)| index).collect();
-    let graph = Graph::build(packages, database, &lacks);
-    let globs = graph::globs(distros, distro)?;
-    let facts = graph::Facts {
-        base: &in_base,
-        not_in_containers: &globs,
-    };
-    let pruned = graph::prune(&graph, packages, &facts);
-    if let Some(lost) = pruned.lost(&graph, &facts).first() {
-        let name = packages.get(*lost).map_or("", |p| p.name.as_str());
-        anyhow::bail!(
-            "the proof of the pruning failed: the roots do not bring {}",
-            Escaped(name.as_bytes())
-        );
-    }
-    Ok(pruned.roots.iter().map(|root| root.package).collect())
 }
 
 fn globs(patterns: &[&str]) -> globset::GlobSet {
