@@ -31,6 +31,7 @@ pub mod distro;
 pub mod dockerfile;
 pub mod error;
 pub mod fs;
+pub mod graph;
 pub mod inventory;
 pub mod jobs;
 pub mod layer;

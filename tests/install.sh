@@ -53,6 +53,8 @@ if [ "${1:-all}" = all ]; then
         "mdadm      mdadm"
         "cryptsetup cryptsetup-bin"
         "script     bsdutils"
+        "rpm        rpm"
+        "vercmp     pacman-package-manager"
     )
 fi
 

@@ -11,6 +11,7 @@ mod keys;
 mod ls;
 mod pages;
 mod plan;
+mod roots;
 mod scan;
 mod target;
 mod text;

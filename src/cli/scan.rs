@@ -1,13 +1,15 @@
 //! `vm2k scan`: what is in a machine.
 
+use super::roots::{Roots, format_of};
 use super::{Common, target, text, ui::Ui};
-use crate::error::{Escaped, code};
+use crate::error::{Error, Escaped, code};
 use crate::inventory::{self, BaseMatch, Inventory, scan_document};
 use clap::Args;
 use std::io::Write;
 use std::path::PathBuf;
 
 #[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
 pub(super) struct Arguments {
     /// The machine: a disk file, several disks of one machine (disk1.qcow2+disk2.qcow2), or dir:PATH
     target: String,
@@ -17,25 +19,71 @@ pub(super) struct Arguments {
     /// Write the JSON document to a file
     #[arg(long, short, value_name = "FILE")]
     output: Option<PathBuf>,
+    /// Show the packages to ask for, so that the package manager brings the rest: why, and how many each brings
+    #[arg(long, conflicts_with_all = ["json", "output", "why"])]
+    roots: bool,
+    /// Show how this package came in: the shortest paths from what was asked for
+    #[arg(long, value_name = "PACKAGE", conflicts_with_all = ["json", "output"])]
+    why: Option<String>,
+    /// Draw what needs what; the name's ending says the form: .svg, .dot or .json
+    #[arg(long, value_name = "FILE")]
+    graph: Option<PathBuf>,
 }
+
+const EXAMPLES: &str = "\
+Examples:
+  vm2k scan disk.qcow2 --roots                    what to install, and what comes with it
+  vm2k scan disk.qcow2 --why libssl3              which of these brought it
+  vm2k scan disk.qcow2 --graph packages.svg       a picture to open in a browser";
 
 pub(super) fn run(common: &Common, arguments: &Arguments, ui: &Ui) -> anyhow::Result<u8> {
     let distros = target::distros(common)?;
+    if let Some(path) = &arguments.graph {
+        format_of(path)?;
+    }
     let opened = target::open_machine(common, &arguments.target, ui)?;
-    let inventory = inventory::take(&*opened.source, &distros)?;
+    // What the packages say is enough for the graph alone.
+    let packages_only = arguments.roots || arguments.why.is_some();
+    let mut inventory = inventory::identify(&*opened.source, &distros)?;
+    if !packages_only {
+        inventory = inventory::complete(&*opened.source, &distros, inventory)?;
+    }
+    let found = Roots::find(&inventory, &distros)?;
+    if let Some(path) = &arguments.graph {
+        let found = found.as_ref().ok_or_else(|| unknown(&inventory))?;
+        let title = inventory.hostname.as_deref().unwrap_or(&inventory.name);
+        found.draw(title, path, ui)?;
+    }
+    if packages_only {
+        let found = found.as_ref().ok_or_else(|| unknown(&inventory))?;
+        let shown = match &arguments.why {
+            Some(name) => found.why(name)?,
+            None => found.table(),
+        };
+        std::io::stdout().lock().write_all(shown.as_bytes())?;
+        for note in &inventory.notes {
+            ui.note(note);
+        }
+        return Ok(if inventory.problems.is_empty() {
+            code::DONE
+        } else {
+            code::DIFFERS
+        });
+    }
     let base = distros.base_for(&inventory.os);
+    let names = found.as_ref().map(Roots::names);
     let mut out = std::io::stdout().lock();
     if arguments.json || arguments.output.is_some() {
-        let mut json = serde_json::to_vec_pretty(&scan_document(&inventory, Some(&base)))?;
+        let mut json = serde_json::to_vec_pretty(&scan_document(&inventory, Some(&base), names.as_deref()))?;
         json.push(b'\n');
         match &arguments.output {
             Some(path) => std::fs::write(path, &json)
-                .map_err(|e| crate::error::Error::io(format!("writing {}", path.display()), e))?,
+                .map_err(|e| Error::io(format!("writing {}", path.display()), e))?,
             None => out.write_all(&json)?,
         }
     }
     if !arguments.json {
-        out.write_all(table(&inventory, &base, &arguments.target).as_bytes())?;
+        out.write_all(table(&inventory, found.as_ref(), &base, &arguments.target).as_bytes())?;
     }
     for note in &inventory.notes {
         ui.note(note);
@@ -52,7 +100,16 @@ pub(super) fn run(common: &Common, arguments: &Arguments, ui: &Ui) -> anyhow::Re
 /// The most rows of one kind that the table shows.
 const ROWS: usize = 12;
 
-fn table(inventory: &Inventory, base: &BaseMatch, target: &str) -> String {
+/// Why there is no graph.
+fn unknown(inventory: &Inventory) -> Error {
+    match &inventory.database_failure {
+        Some(failure) if failure.code == code::CORRUPT => Error::corrupt(failure.what.clone(), 0),
+        Some(failure) => Error::unsupported(failure.what.clone()),
+        None => Error::unsupported("no package database was found, so there are no packages to ask for"),
+    }
+}
+
+fn table(inventory: &Inventory, found: Option<&Roots<'_>>, base: &BaseMatch, target: &str) -> String {
     let mut lines: Vec<String> = Vec::new();
     let esc = |s: &str| Escaped(s.as_bytes()).to_string();
     let os = &inventory.os;
@@ -92,6 +149,12 @@ fn table(inventory: &Inventory, base: &BaseMatch, target: &str) -> String {
             .map_or("no database".into(), |f| esc(&f.what)),
     };
     facts.add_row(["packages", &packages]);
+    if let Some(found) = found {
+        facts.add_row(["roots", &found.summary()]);
+        if let Some(orphans) = found.orphans() {
+            facts.add_row(["orphans", &orphans]);
+        }
+    }
     facts.add_row(["base image", &esc(&base.reason)]);
     lines.push(facts.trim_fmt());
     if !inventory.filesystems.is_empty() {

@@ -25,8 +25,8 @@ pub struct ScanDocument<'a> {
     hostname: Option<&'a str>,
     filesystems: &'a [FilesystemInfo],
     packages: Option<Vec<PackageRow<'a>>>,
-    /// Names of the packages that nothing else needs.
-    roots: Option<Vec<&'a str>>,
+    /// Names of the packages to ask for, so that the package manager brings the rest.
+    roots: Option<&'a [String]>,
     services: Vec<ServiceRow<'a>>,
     ports: Option<&'a [Port]>,
     users: &'a [super::users::User],
@@ -134,8 +134,13 @@ impl PathRow {
     }
 }
 
-/// Makes the document. Without `base` its row says that none was looked for.
-pub fn scan_document<'a>(inventory: &'a Inventory, base: Option<&'a BaseMatch>) -> ScanDocument<'a> {
+/// Makes the document. Without `base` its row says that none was looked for; `roots` are the names of the packages to ask
+/// for.
+pub fn scan_document<'a>(
+    inventory: &'a Inventory,
+    base: Option<&'a BaseMatch>,
+    roots: Option<&'a [String]>,
+) -> ScanDocument<'a> {
     let os = &inventory.os;
     let packages = inventory.packages.as_ref().map(|packages| {
         let rows = packages.iter().map(|p| PackageRow {
@@ -193,7 +198,7 @@ pub fn scan_document<'a>(inventory: &'a Inventory, base: Option<&'a BaseMatch>) 
         hostname: inventory.hostname.as_deref(),
         filesystems: &inventory.filesystems,
         packages,
-        roots: None,
+        roots,
         services: services.collect(),
         ports: inventory.ports.as_deref(),
         users: &inventory.users,
@@ -247,7 +252,7 @@ mod tests {
             }],
             ..Inventory::default()
         };
-        let json = serde_json::to_value(scan_document(&inventory, None)).unwrap();
+        let json = serde_json::to_value(scan_document(&inventory, None, None)).unwrap();
         for key in [
             "schema",
             "os",

@@ -222,6 +222,7 @@ pub fn package(stanza: &Stanza<'_>, distroless: bool) -> Result<Package> {
         version: upstream.to_owned(),
         release: release.map(str::to_owned),
         arch: stanza.first_line("Architecture"),
+        multi_arch: stanza.first_line("Multi-Arch").filter(|v| v != "no"),
         source: Some(source),
         size,
         manual: None,

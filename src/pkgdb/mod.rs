@@ -8,8 +8,10 @@
 pub mod deb822;
 pub mod dpkg;
 pub mod dpkg_state;
+pub mod order;
 mod owners;
 mod package;
+pub mod relation;
 pub mod rpm;
 
 pub use owners::{Owners, owners};
@@ -24,6 +26,8 @@ use crate::read_at::Stream;
 use crate::source::Source;
 use crate::tree::{FileId, Problem};
 use md5::{Digest, Md5};
+use order::Order;
+use relation::Grammar;
 use std::io::Read;
 
 /// What a database holds.
@@ -75,6 +79,10 @@ pub struct Database {
     pub places: &'static [&'static str],
     /// True if the machine has one of this kind.
     pub probe: fn(&dyn Source) -> bool,
+    /// How its versions are ordered.
+    pub order: Order,
+    /// How its relations are written.
+    pub grammar: Grammar,
     /// Reads it. An error where it is damaged as a whole, or holds nothing.
     pub read: fn(&dyn Source) -> Result<Listing>,
 }
@@ -85,6 +93,8 @@ pub const DATABASES: &[Database] = &[
         name: dpkg::NAME,
         places: &["/var/lib/dpkg", "/var/lib/apt/extended_states"],
         probe: dpkg::probe,
+        order: Order::Dpkg,
+        grammar: Grammar::Dpkg,
         read: dpkg::read,
     },
     Database {
@@ -99,18 +109,24 @@ pub const DATABASES: &[Database] = &[
             "/var/lib/zypp",
         ],
         probe: rpm::probe,
+        order: Order::Rpm,
+        grammar: Grammar::Rpm,
         read: rpm::read,
     },
     Database {
         name: "apk",
         places: &["/lib/apk/db", "/usr/lib/apk/db"],
         probe: |source| any(source, APK_FILES),
+        order: Order::Apk,
+        grammar: Grammar::Apk,
         read: |source| not_yet(source, "apk", APK_FILES),
     },
     Database {
         name: "alpm",
         places: &["/var/lib/pacman/local"],
         probe: |source| any(source, ALPM_FILES),
+        order: Order::Alpm,
+        grammar: Grammar::Alpm,
         read: |source| not_yet(source, "alpm", ALPM_FILES),
     },
 ];

@@ -15,6 +15,8 @@ pub struct Package {
     pub release: Option<String>,
     /// The architecture in the database's own words: `amd64`, `all`, `noarch`.
     pub arch: Option<String>,
+    /// What other architectures may do with it (dpkg's `Multi-Arch`): `same`, `foreign`, `allowed`. `None`: nothing.
+    pub multi_arch: Option<String>,
     /// The source package it was built from.
     pub source: Option<SourcePackage>,
     /// Installed size in bytes, as the database states it.

@@ -20,6 +20,7 @@ mod filesystem;
 mod formats;
 mod gate;
 mod golden;
+mod graph;
 mod inventory;
 #[allow(dead_code, reason = "shared by the modules beside it")]
 mod kernel;

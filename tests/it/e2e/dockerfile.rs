@@ -31,9 +31,9 @@ impl Buildah {
     }
     /// `oci:DIR:TAG` under a name.
     fn load(&self, layout: &str, name: &str) {
-        let pulled = run(self.command("buildah").args(["pull", "-q", layout]));
-        let id = String::from_utf8(pulled.stdout).unwrap();
-        run(self.command("buildah").args(["tag", id.trim(), name]));
+        let path = |name: &str| self.dir.path().join(name).display().to_string();
+        let storage = format!("containers-storage:[vfs@{}+{}]{name}", path("root"), path("run"));
+        run(Command::new("skopeo").args(["copy", "-q", layout, &storage]));
     }
     fn build(&self, context: &Path, name: &str) -> Output {
         self.command("buildah")
