@@ -9,8 +9,9 @@ use super::words::{counted, groups, wrapped};
 use super::{Recipe, Rest, remove, render, sources, tool_of};
 use crate::calendar::Civil;
 use crate::convert::{self, Machine, Prepared};
-use crate::distro::{Distros, MachineFacts, PackageTool};
-use crate::error::{Error, Escaped};
+use crate::distro::{Distro, Distros, MachineFacts, PackageTool};
+use crate::error::{Error, Escaped, Result};
+use crate::graph::{self, Aside, Graph, Pruned};
 use crate::layer::compress::Compression;
 use crate::layer::{self, Material, Settings};
 use crate::pkgdb::{self, Package};
@@ -33,7 +34,7 @@ pub struct Options {
     /// True for a context that is whole by itself: with the rest layer, and with what must be deleted before it. False where
     /// the caller compares the built image with the machine and adds a layer.
     pub rest: bool,
-    /// The packages that somebody asked for, as indexes into the inventory's list; `None`: those that the database marks.
+    /// The packages that somebody asked for, as indexes into the inventory's list; `None`: the roots of their graph.
     pub roots: Option<Vec<usize>>,
     /// Ask no repository: every version is taken to be served.
     pub offline: bool,
@@ -183,10 +184,6 @@ pub fn write_context(
         codename: inventory.os.codename.as_deref(),
         arch: native.as_deref(),
     };
-    let apart = distro
-        .map(|d| distros.collected(d, |d| &d.not_in_containers))
-        .unwrap_or_default();
-    let apart = globs(&apart);
     let files = match &tool {
         Some(tool) => sources::files(source, tool, &inventory.secrets, base)?,
         None => Vec::new(),
@@ -194,16 +191,22 @@ pub fn write_context(
     let release = matched.release.as_ref().and_then(|r| r.version.as_deref());
     let release = release.filter(|v| *v != "*").or(facts.version_id);
     let variables = sources::variables(source, release, native.as_deref())?;
+    let pruned = pruned(inventory.database, packages, &base_packages, distros, distro)?;
     let roots: Vec<usize> = match &options.roots {
         Some(roots) => roots.clone(),
         None => {
-            let marked = packages
-                .iter()
-                .enumerate()
-                .filter(|(_, p)| p.manual == Some(true));
-            marked.map(|(i, _)| i).collect()
+            let mut roots: Vec<usize> = pruned.roots.iter().map(|r| r.package).collect();
+            roots.sort_unstable();
+            roots
         }
     };
+    // What nothing needs any more is installed all the same: its files are the machine's.
+    let apart: HashSet<usize> = pruned
+        .apart
+        .iter()
+        .filter(|a| !matches!(a.why, Aside::Orphan))
+        .map(|a| a.package)
+        .collect();
     let stage = progress.stage("asking repositories", None);
     let supply = supply::decide(
         &supply::Facts {
@@ -214,7 +217,7 @@ pub fn write_context(
             roots: &roots,
             tool: tool.as_ref(),
             machine: facts,
-            apart: &|p| apart.is_match(&p.name),
+            apart: &|index| apart.contains(&index),
             files: &files,
             variables: &variables,
             mirrors: &options.mirrors,
@@ -361,12 +364,41 @@ pub fn write_context(
     Ok(report)
 }
 
-fn globs(patterns: &[&str]) -> globset::GlobSet {
-    let mut set = globset::GlobSetBuilder::new();
-    for glob in patterns.iter().filter_map(|p| globset::Glob::new(p).ok()) {
-        set.add(glob);
-    }
-    set.build().unwrap_or_default()
+/// What was asked for, and what no container needs, as the graph of the machine's packages shows it.
+fn pruned(
+    database: Option<&str>,
+    packages: &[Package],
+    base: &[Package],
+    distros: &Distros,
+    distro: Option<&Distro>,
+) -> Result<Pruned> {
+    let Some(database) = pkgdb::DATABASES.iter().find(|d| Some(d.name) == database) else {
+        return Ok(Pruned::default());
+    };
+    let names: HashSet<&str> = packages.iter().map(|p| p.name.as_str()).collect();
+    let in_base: HashSet<&str> = base.iter().map(|p| p.name.as_str()).collect();
+    let elsewhere: Vec<Package> = base
+        .iter()
+        .filter(|p| !names.contains(p.name.as_str()))
+        .cloned()
+        .collect();
+    let both: Vec<usize> = (0..packages.len())
+        .filter(|i| {
+            packages
+                .get(*i)
+                .is_some_and(|p| in_base.contains(p.name.as_str()))
+        })
+        .collect();
+    let globs = graph::globs(distros, distro)?;
+    let graph = Graph::build(packages, database, &elsewhere);
+    Ok(graph::prune(
+        &graph,
+        packages,
+        &graph::Facts {
+            base: &both,
+            not_in_containers: &globs,
+        },
+    ))
 }
 
 /// The native architecture in the package database's words: what the database says, else what most packages are of.

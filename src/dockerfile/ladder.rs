@@ -71,8 +71,8 @@ pub struct Facts<'a> {
     pub archive: Option<&'a Catalogue>,
     /// True if an archive is to be used without being asked.
     pub archive_unchecked: bool,
-    /// True for packages that no container needs.
-    pub apart: &'a dyn Fn(&Package) -> bool,
+    /// True for packages, by their index, that no container needs.
+    pub apart: &'a dyn Fn(usize) -> bool,
 }
 
 /// True for architectures that are no architecture.
@@ -117,7 +117,7 @@ pub fn climb(facts: &Facts<'_>) -> Vec<Choice> {
         if in_base.get(&key(package)) == Some(&own) {
             return on(Rung::Base, "the base has this version".into());
         }
-        if (facts.apart)(package) {
+        if (facts.apart)(index) {
             return on(Rung::Apart, "no container needs it".into());
         }
         let Some(tool) = facts.tool else {
@@ -347,7 +347,7 @@ mod tests {
             live,
             archive,
             archive_unchecked: false,
-            apart: &|p| p.name.starts_with("linux-"),
+            apart: &|i| packages[i].name.starts_with("linux-"),
         });
         let line = |(p, c): (&Package, &Choice)| {
             let named = c.word.as_deref().filter(|_| c.named).unwrap_or("-");

@@ -24,7 +24,7 @@ pub(super) struct Facts<'a> {
     pub(super) roots: &'a [usize],
     pub(super) tool: Option<&'a PackageTool<'a>>,
     pub(super) machine: MachineFacts<'a>,
-    pub(super) apart: &'a dyn Fn(&Package) -> bool,
+    pub(super) apart: &'a dyn Fn(usize) -> bool,
     /// The machine's files that name repositories.
     pub(super) files: &'a [SourceFile],
     pub(super) variables: &'a BTreeMap<String, String>,

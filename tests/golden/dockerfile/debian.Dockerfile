@@ -33,3 +33,10 @@ LABEL org.opencontainers.image.base.digest="sha256:8ac55bc0170902794f8721553a17f
       org.opencontainers.image.description="Debian GNU/Linux 12 (bookworm) from a machine, by vm2k" \
       org.opencontainers.image.title="web" \
       org.opencontainers.image.version="12"
+
+ENV MODE="a \$b"
+WORKDIR "/srv/my app"
+USER www-data
+
+# The machine's service app.
+CMD ["/srv/app", "--say", "a 'quoted' word"]
