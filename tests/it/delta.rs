@@ -170,7 +170,7 @@ import json
 for f in json.load(open('x/index.json'))['files']: print(f['path'][1:], f['delta'], f['new']['digest'][7:], sep='\\t')
 E
          while IFS=$'\\t' read -r path delta sum; do
-             rdiff --force patch \"a/$path\" \"x/$delta\" out; cmp out \"b/$path\"; [ \"$(sha256sum <out)\" = \"$sum  -\" ]
+             rdiff --force patch \"a/$path\" \"x/$delta\" rebuilt; cmp rebuilt \"b/$path\"; [ \"$(sha256sum <rebuilt)\" = \"$sum  -\" ]
          done <list",
         &[sides.folder.path()],
     );
