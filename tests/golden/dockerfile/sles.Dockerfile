@@ -10,7 +10,7 @@ FROM registry.suse.com/suse/sle15@sha256:abababababababababababababababababababa
 # What was asked for on the machine: 1 package.
 RUN ["/bin/sh", "-c", "\
     zypper --non-interactive --gpg-auto-import-keys refresh && \
-    zypper --non-interactive install --no-recommends --oldpackage --allow-downgrade --force-resolution \
+    zypper --non-interactive install --no-recommends --oldpackage --force-resolution \
         apache2.x86_64=2.4.51-150400.6.17.1 && \
     zypper clean --all && rm -rf /var/log/zypp /var/log/zypper.log"]
 
