@@ -254,7 +254,11 @@ fn hadolint(path: &Path) {
         "DL3002", "DL3066", "DL3007", "DL3059", "DL3018", "DL3033", "DL3037", "DL3041",
     ];
     let arguments = ignored.iter().flat_map(|rule| ["--ignore", rule]);
-    let output = Command::new("hadolint").args(arguments).arg(path).output().unwrap();
+    let output = Command::new("hadolint")
+        .args(arguments)
+        .arg(path)
+        .output()
+        .unwrap();
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(
         output.status.success() && said.is_empty(),

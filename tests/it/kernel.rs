@@ -28,6 +28,7 @@ pub(crate) struct Mounted {
 impl Mounted {
     /// Mounts `image` through a loop device with `options`, or gives the words of mount(8).
     pub(crate) fn try_new(image: &Path, options: &str) -> Result<Self, String> {
+        wait_until_free(image);
         let dir = tempfile::tempdir().unwrap();
         let options = if options.is_empty() {
             "loop".to_owned()
@@ -64,12 +65,33 @@ impl Mounted {
 
 impl Drop for Mounted {
     fn drop(&mut self) {
-        // Already unmounted, or a test that failed: in both cases only the attempt matters.
-        let _ = Command::new("umount")
-            .args(["-q", "-l"])
-            .arg(self.dir.path())
-            .stderr(std::process::Stdio::null())
-            .status();
+        // Already unmounted, or a test that failed: in both cases only the attempt matters. What is let go of lazily may still
+        // write to its image when the next one is made there.
+        for lazy in [&["-q"][..], &["-q", "-l"]] {
+            let done = Command::new("umount")
+                .args(lazy)
+                .arg(self.dir.path())
+                .stderr(std::process::Stdio::null())
+                .status();
+            if done.is_ok_and(|status| status.success()) {
+                return;
+            }
+        }
+    }
+}
+
+/// Waits, not for ever, until no loop device has `image`: mount(8) would take an old one again, which still shows what the
+/// file held before.
+fn wait_until_free(image: &Path) {
+    let Ok(image) = image.canonicalize() else { return };
+    for _ in 0..200 {
+        let devices = std::fs::read_dir("/sys/block").into_iter().flatten().flatten();
+        let mut backing =
+            devices.filter_map(|d| std::fs::read_to_string(d.path().join("loop/backing_file")).ok());
+        if !backing.any(|file| Path::new(file.trim_end()) == image) {
+            return;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(20));
     }
 }
 
