@@ -13,7 +13,8 @@
 //!                                            | layer::pack(&source, &plan)
 //!                                       Layers          reproducible tars, named by their content
 //!                                            | oci::write(base, layers, config)
-//!                                       Image --> oci:, oci-archive:, docker-archive:
+//!                                       Image --> oci:, oci-archive:, docker-archive:, docker-daemon:
+//! packages: graph finds what to ask for, dockerfile writes a build context, engine builds it: an image to plan on
 //! check:  verify(source, image) compares every file: nothing may differ but what the plan left out by name
 //! ```
 //!
