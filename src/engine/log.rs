@@ -245,7 +245,7 @@ mod tests {
     fn a_failure_names_its_line_and_says_what_was_printed() {
         let mut log = Log::new("Dockerfile".into(), FILE, &Silent);
         log.step(Some(2), "RUN apt-get update  && apt-get install -y nginx");
-        log.print(b"Get:1 http://deb.debian.org\n10%\r20%\rdone\nE: \x1b[31mUnable\x1b[0m to locate package\nE: Temporary failure resolving 'x'\n");
+        log.print(b"Get:1 http://mirror.example.org\n10%\r20%\rdone\nE: \x1b[31mUnable\x1b[0m to locate package\nE: Temporary failure resolving 'x'\n");
         let error = log.failure("exit code 100");
         assert_eq!(error.code(), code::NETWORK);
         assert_eq!(

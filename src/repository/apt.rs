@@ -22,7 +22,7 @@ pub struct Suite {
 }
 
 impl Suite {
-    /// `http://deb.debian.org/debian bookworm main`.
+    /// `http://mirror.example.org/debian bookworm main`.
     pub fn label(&self) -> String {
         let mut label = format!("{} {}", fetch::shown(&self.uri), self.suite);
         for component in &self.components {
