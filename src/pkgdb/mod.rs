@@ -31,6 +31,7 @@ use crate::tree::{FileId, Problem};
 use md5::{Digest, Md5};
 use order::Order;
 use relation::Grammar;
+use std::collections::BTreeMap;
 use std::io::Read;
 
 /// What a database holds.
@@ -142,6 +143,18 @@ pub const DATABASES: &[Database] = &[
         architecture: |_, packages| alpm::architecture(packages),
     },
 ];
+
+/// The architecture that most packages are built for, among those that `known` has an OCI name of: that, and the database's.
+fn commonest_arch(packages: &[Package], known: fn(&str) -> Option<Arch>) -> Option<(Arch, String)> {
+    let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+    for arch in packages.iter().filter_map(|p| p.arch.as_deref()) {
+        if known(arch).is_some() {
+            *counts.entry(arch).or_default() += 1;
+        }
+    }
+    let (arch, _) = counts.into_iter().max_by_key(|(_, n)| *n)?;
+    Some((known(arch)?, arch.to_owned()))
+}
 
 /// True if `path` may be a file of a package database.
 pub fn is_database_file(path: &GuestPath) -> bool {

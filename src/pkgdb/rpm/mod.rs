@@ -204,14 +204,7 @@ pub fn read_bytes(kind: &str, bytes: Vec<u8>, wal: Option<Vec<u8>>) -> Result<Li
 
 /// The architecture that most packages are built for, in the words of OCI and in rpm's.
 pub fn architecture(packages: &[Package]) -> Option<(Arch, String)> {
-    let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
-    for arch in packages.iter().filter_map(|p| p.arch.as_deref()) {
-        if oci_arch(arch).is_some() {
-            *counts.entry(arch).or_default() += 1;
-        }
-    }
-    let (arch, _) = counts.into_iter().max_by_key(|(_, n)| *n)?;
-    Some((oci_arch(arch)?, arch.to_owned()))
+    super::commonest_arch(packages, oci_arch)
 }
 
 /// The architecture in the words of OCI for one in rpm's (`rpmrc`).
