@@ -13,9 +13,9 @@ if [[ ${1:-} =~ ^[0-9]+$ ]]; then
     seconds=$1
     shift
 fi
-[ $# -gt 0 ] || set -- $(cargo fuzz list --fuzz-dir .)
+[ $# -gt 0 ] || set -- $(VM2K_AGENT_BUILD=no cargo fuzz list --fuzz-dir .)
 # There is no unsafe code to be watched: without a sanitizer it is twice as fast.
-cargo fuzz build --fuzz-dir . --sanitizer none
+VM2K_AGENT_BUILD=no cargo fuzz build --fuzz-dir . --sanitizer none
 bin=target/$(rustc -vV | sed -n 's/^host: //p')/release
 room=/dev/shm
 [ -w $room ] || room=${TMPDIR:-/tmp}

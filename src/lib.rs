@@ -18,38 +18,68 @@
 //! check:  verify(source, image) compares every file: nothing may differ but what the plan left out by name
 //! ```
 //!
+//! Without its feature `full` the crate is what the agent needs, the far side of ssh, and no more: build.rs builds it so once
+//! more, as a small static program, and embeds that.
+//!
 //! `docs/architecture.md` has the map of modules and the rules between them.
 
+pub mod agent;
+#[cfg(feature = "full")]
 pub mod arch;
 pub mod bytes;
+#[cfg(feature = "full")]
 mod cache;
+#[cfg(feature = "full")]
 pub mod calendar;
+#[cfg(feature = "full")]
 pub mod cli;
+#[cfg(feature = "full")]
 pub mod convert;
+#[cfg(feature = "full")]
 pub mod delta;
+#[cfg(feature = "full")]
 pub mod diff;
 pub mod digest;
+#[cfg(feature = "full")]
 pub mod disk;
+#[cfg(feature = "full")]
 pub mod distro;
+#[cfg(feature = "full")]
 pub mod dockerfile;
+#[cfg(feature = "full")]
 pub mod engine;
 pub mod error;
+#[cfg(feature = "full")]
 pub mod fs;
+#[cfg(feature = "full")]
 pub mod graph;
+#[cfg(feature = "full")]
 pub mod inventory;
+#[cfg(feature = "full")]
 pub mod jobs;
+#[cfg(feature = "full")]
 pub mod layer;
+#[cfg(feature = "full")]
 pub mod oci;
 pub mod path;
+#[cfg(feature = "full")]
 pub mod pkgdb;
+#[cfg(feature = "full")]
 pub mod plan;
+#[cfg(feature = "full")]
 pub mod progress;
 pub mod read_at;
+#[cfg(feature = "full")]
 pub mod repository;
+#[cfg(feature = "full")]
 pub mod scratch;
 pub mod source;
+#[cfg(feature = "full")]
 pub mod store;
+#[cfg(feature = "full")]
 mod tar;
 pub mod tree;
+#[cfg(feature = "full")]
 pub mod verify;
+#[cfg(feature = "full")]
 pub mod volume;

@@ -1,9 +1,13 @@
 //! Where a tree of files comes from: disks, directories, images.
 
 pub mod directory;
+#[cfg(feature = "full")]
 pub mod fstab;
+#[cfg(feature = "full")]
 pub mod image;
+#[cfg(feature = "full")]
 pub mod machine;
+#[cfg(feature = "full")]
 pub mod memory;
 
 use crate::error::Result;
