@@ -57,7 +57,9 @@ fn agent(package: &Path, out: &Path) -> io::Result<()> {
     match build_agent(package, out) {
         Ok(built) => fs::copy(built, embedded).map(drop),
         Err(why) => {
-            println!("cargo:warning=the agent for hosts cannot be built, hosts will be read without it: {why}");
+            println!(
+                "cargo:warning=the agent for hosts cannot be built, hosts will be read without it: {why}"
+            );
             fs::write(embedded, [])
         }
     }
@@ -71,7 +73,13 @@ fn build_agent(package: &Path, out: &Path) -> io::Result<PathBuf> {
     cargo
         .current_dir(package)
         .args(["build", "--quiet", "--offline", "--bin", "vm2k-agent"])
-        .args(["--no-default-features", "--features", "agent", "--profile", "agent"])
+        .args([
+            "--no-default-features",
+            "--features",
+            "agent",
+            "--profile",
+            "agent",
+        ])
         .args(["--target", &target])
         .arg("--target-dir")
         .arg(&dir);
@@ -96,7 +104,10 @@ fn build_agent(package: &Path, out: &Path) -> io::Result<PathBuf> {
     let done = cargo.output()?;
     if !done.status.success() {
         let said = String::from_utf8_lossy(&done.stderr);
-        let line = said.lines().find(|l| l.starts_with("error")).unwrap_or("cargo failed");
+        let line = said
+            .lines()
+            .find(|l| l.starts_with("error"))
+            .unwrap_or("cargo failed");
         return Err(io::Error::other(line.to_owned()));
     }
     Ok(dir.join(target).join("agent").join("vm2k-agent"))

@@ -59,6 +59,7 @@ pub mod inventory;
 pub mod jobs;
 #[cfg(feature = "full")]
 pub mod layer;
+pub mod live;
 #[cfg(feature = "full")]
 pub mod oci;
 pub mod path;

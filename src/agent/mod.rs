@@ -16,6 +16,10 @@ mod tests {
         assert!(binary.starts_with(b"\x7fELF"));
         let loader = b"/ld-linux".as_slice();
         assert!(!binary.windows(loader.len()).any(|w| w == loader));
-        assert!(binary.len() < 4 << 20, "{} bytes travel to each host", binary.len());
+        assert!(
+            binary.len() < 4 << 20,
+            "{} bytes travel to each host",
+            binary.len()
+        );
     }
 }
