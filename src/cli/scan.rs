@@ -4,7 +4,9 @@ use super::roots::{Roots, format_of};
 use super::{Common, target, text, ui::Ui};
 use crate::error::{Error, Escaped, code};
 use crate::inventory::changed::Changed;
+use crate::inventory::live::process;
 use crate::inventory::{self, BaseMatch, Inventory, scan_document};
+use crate::live::Live;
 use crate::source::Source;
 use clap::Args;
 use std::io::Write;
@@ -186,6 +188,13 @@ fn table(
             facts.add_row(["orphans", &orphans]);
         }
     }
+    if let Some(live) = &inventory.live {
+        facts.add_row([
+            "kernel",
+            &esc(live.kernel.release.as_deref().unwrap_or("unknown")),
+        ]);
+        facts.add_row(["running", &load(live)]);
+    }
     facts.add_row(["base image", &esc(&base.reason)]);
     lines.push(facts.trim_fmt());
     if !inventory.filesystems.is_empty() {
@@ -214,6 +223,15 @@ fn table(
         }
         section(&mut lines, table.trim_fmt());
         more(&mut lines, applications.len());
+    }
+    if let Some(live) = &inventory.live {
+        running(live, &mut lines);
+    } else if let Some(ports) = inventory.ports.as_deref().filter(|p| !p.is_empty()) {
+        let shown: Vec<String> = ports
+            .iter()
+            .map(|p| format!("{} {} ({})", p.protocol, p.port, p.service))
+            .collect();
+        section(&mut lines, format!("listens on: {}", esc(&shown.join(", "))));
     }
     let people: Vec<&str> = inventory
         .users
@@ -296,6 +314,51 @@ fn table(
     };
     section(&mut lines, format!("next: vm2k convert {}{base}", esc(target)));
     lines.join("\n") + "\n"
+}
+
+/// How long the host runs, and how busy it is.
+fn load(live: &Live) -> String {
+    let mut parts = Vec::new();
+    if let Some(seconds) = live.uptime {
+        let (days, hours, minutes) = (seconds / 86400, seconds / 3600 % 24, seconds / 60 % 60);
+        parts.push(format!("for {days} d {hours:02}:{minutes:02}"));
+    }
+    parts.push(format!("{} processes", text::count(live.processes.len())));
+    if let (Some(cpus), Some([one, ..])) = (live.cpus, live.load) {
+        parts.push(format!("load {one:.2} on {cpus} processors"));
+    }
+    if let (Some(total), Some(free)) = (live.memory.total, live.memory.available.or(live.memory.free)) {
+        let used = text::bytes(total.saturating_sub(free));
+        parts.push(format!("{used} of {} memory", text::bytes(total)));
+    }
+    parts.join(", ")
+}
+
+/// Where the host listens, with what; sockets of the filesystem are in the JSON document.
+fn running(live: &Live, lines: &mut Vec<String>) {
+    let esc = |text: &str| Escaped(text.as_bytes()).to_string();
+    let internet: Vec<_> = live.listening.iter().filter(|s| s.protocol != "unix").collect();
+    if internet.is_empty() {
+        return;
+    }
+    let mut table = text::table(&["listens", "address", "process", "service"], &[]);
+    for socket in internet.iter().take(ROWS) {
+        let process = socket.pids.first().and_then(|pid| process(live, *pid));
+        table.add_row([
+            format!("{} {}", socket.protocol, socket.port.unwrap_or_default()),
+            esc(&socket.address),
+            process.map_or("-".into(), |p| esc(&p.name)),
+            process.and_then(|p| p.unit.as_deref()).map_or("-".into(), esc),
+        ]);
+    }
+    section(lines, table.trim_fmt());
+    more(lines, internet.len());
+    if live.unseen > 0 {
+        lines.push(format!(
+            "open files of {} processes cannot be seen without root's rights",
+            live.unseen
+        ));
+    }
 }
 
 fn section(lines: &mut Vec<String>, text: String) {

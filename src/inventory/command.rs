@@ -209,8 +209,27 @@ pub fn looks_secret(name: &str, value: &str) -> bool {
 
 /// A command line as reports may show it: the value of an option or variable that looks like a secret becomes `***`.
 pub fn redacted(command: &str) -> String {
+    redact(command.split(' ')).collect::<Vec<_>>().join(" ")
+}
+
+/// The same of a command whose words are known; a word may hold a whole command line.
+pub fn redacted_words(words: &[String]) -> Vec<String> {
+    let inside: Vec<String> = words
+        .iter()
+        .map(|word| {
+            if word.contains(' ') {
+                redacted(word)
+            } else {
+                word.clone()
+            }
+        })
+        .collect();
+    redact(inside.iter().map(String::as_str)).collect()
+}
+
+fn redact<'a>(words: impl Iterator<Item = &'a str>) -> impl Iterator<Item = String> {
     let mut hide_next = false;
-    let words = command.split(' ').map(|word| {
+    words.map(move |word| {
         if std::mem::take(&mut hide_next) && !word.starts_with('-') {
             return "***".to_owned();
         }
@@ -223,8 +242,7 @@ pub fn redacted(command: &str) -> String {
             _ if looks_secret("", word) => "***".to_owned(),
             _ => word.to_owned(),
         }
-    });
-    words.collect::<Vec<_>>().join(" ")
+    })
 }
 
 #[cfg(test)]

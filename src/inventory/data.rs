@@ -157,6 +157,59 @@ const SYSTEM: &[&str] = &[
     "ostree",
 ];
 
+/// How the data of a server is had in one piece, by the name of its directory; what is not here has no common way.
+const DUMPS: &[(&str, &str)] = &[
+    ("mysql", "dump it with mysqldump --single-transaction"),
+    ("mariadb", "dump it with mariadb-dump --single-transaction"),
+    (
+        "postgresql",
+        "dump it with pg_dumpall, or copy it with pg_basebackup",
+    ),
+    (
+        "postgres",
+        "dump it with pg_dumpall, or copy it with pg_basebackup",
+    ),
+    ("pgsql", "dump it with pg_dumpall, or copy it with pg_basebackup"),
+    ("mongodb", "dump it with mongodump"),
+    ("mongo", "dump it with mongodump"),
+    ("redis", "save it with redis-cli BGSAVE and copy dump.rdb"),
+    ("valkey", "save it with valkey-cli BGSAVE and copy dump.rdb"),
+    ("elasticsearch", "take a snapshot through its snapshot API"),
+    ("opensearch", "take a snapshot through its snapshot API"),
+    ("cassandra", "take a snapshot with nodetool snapshot"),
+    ("scylla", "take a snapshot with nodetool snapshot"),
+    ("ldap", "dump it with slapcat"),
+    ("dirsrv", "dump it with dsctl db2ldif"),
+    ("influxdb", "copy it with influxd backup"),
+    ("influxdb2", "copy it with influx backup"),
+    ("etcd", "save it with etcdctl snapshot save"),
+    ("consul", "save it with consul snapshot save"),
+    ("neo4j", "dump it with neo4j-admin database dump"),
+    (
+        "rabbitmq",
+        "export its definitions with rabbitmqctl export_definitions",
+    ),
+    ("docker", "save its volumes from inside their containers"),
+    ("containerd", "save its volumes from inside their containers"),
+    ("containers", "save its volumes from inside their containers"),
+    ("libvirt", "shut its machines down and convert their disks"),
+];
+
+/// Directories whose files fit together only as long as nobody writes to them.
+pub(super) fn kept_by_servers() -> impl Iterator<Item = String> {
+    let kept = STATE
+        .iter()
+        .filter(|(_, kind)| matches!(kind, Kind::Database | Kind::Machines));
+    kept.map(|(name, _)| format!("/var/lib/{name}"))
+}
+
+/// What to do about data that is in use, as an imperative.
+pub(super) fn dump_of(path: &str) -> &'static str {
+    let name = path.rsplit('/').next().unwrap_or_default();
+    let found = DUMPS.iter().find(|(known, _)| *known == name);
+    found.map_or("dump it with its own tool", |(_, how)| how)
+}
+
 /// The directories of `tree` with files that no package owns, in byte order.
 pub fn find(tree: &Tree, owners: &Owners) -> Vec<Data> {
     let mut places: Vec<(GuestPath, Kind)> = Vec::new();

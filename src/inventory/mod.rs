@@ -5,6 +5,7 @@ pub mod changed;
 pub mod command;
 pub mod data;
 pub mod fitness;
+pub mod live;
 pub mod os;
 mod scan;
 pub mod secrets;
@@ -18,6 +19,7 @@ pub use scan::{SCHEMA, ScanDocument, scan_document};
 
 use crate::distro::Distros;
 use crate::error::{Error, Result};
+use crate::live::Live;
 use crate::path::GuestPath;
 use crate::pkgdb::{self, Alternative, Owners, Package, StatOverride};
 use crate::source::{FilesystemInfo, Source};
@@ -54,6 +56,8 @@ pub struct Inventory {
     pub timers: Vec<String>,
     /// Where it listens; `None` if that is not known.
     pub ports: Option<Vec<services::Port>>,
+    /// What the host says of itself, if it is one that runs; secrets are blanked.
+    pub live: Option<Live>,
     /// Users in the order of `/etc/passwd`.
     pub users: Vec<users::User>,
     /// Directories with data that no package brought.
@@ -135,6 +139,11 @@ pub fn complete(source: &dyn Source, distros: &Distros, mut inventory: Inventory
     inventory.services = started.services;
     inventory.timers = started.timers;
     inventory.ports = started.ports;
+    let running = or_default(source.live(live::watched()), "/proc", &mut problems)?;
+    inventory.live = running.map(live::blanked);
+    if let Some(running) = &inventory.live {
+        inventory.ports = Some(live::ports(running));
+    }
     let (users, bad) = or_default(users::read(source), "/etc/passwd", &mut problems)?;
     inventory.users = users;
     if bad > 0 {
@@ -150,6 +159,9 @@ pub fn complete(source: &dyn Source, distros: &Distros, mut inventory: Inventory
     let base = distros.base_for(&inventory.os);
     let fitness = fitness::find(source, &inventory, &base, &fitness::today());
     inventory.fitness = or_default(fitness, "/etc/fstab", &mut problems)?;
+    if let Some(running) = &inventory.live {
+        inventory.fitness.extend(live::findings(running));
+    }
     problems.append(&mut inventory.problems);
     inventory.problems = problems;
     Ok(inventory)

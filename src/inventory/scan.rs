@@ -9,6 +9,7 @@ use super::fitness::Finding;
 use super::services::Port;
 use crate::arch::Arch;
 use crate::error::Escaped;
+use crate::live::Live;
 use crate::path::GuestPath;
 use crate::source::FilesystemInfo;
 use serde::Serialize;
@@ -32,6 +33,8 @@ pub struct ScanDocument<'a> {
     changed: Option<Vec<ChangedRow<'a>>>,
     services: Vec<ServiceRow<'a>>,
     ports: Option<&'a [Port]>,
+    /// What the host says of itself; null if it is none that runs.
+    live: Option<&'a Live>,
     users: &'a [super::users::User],
     data: Vec<DataRow>,
     secrets: Vec<SecretRow<'a>>,
@@ -226,6 +229,7 @@ pub fn scan_document<'a>(
         changed: changed.map(|changed| changed.iter().map(ChangedRow::new).collect()),
         services: services.collect(),
         ports: inventory.ports.as_deref(),
+        live: inventory.live.as_ref(),
         users: &inventory.users,
         data: data.collect(),
         secrets: secrets.collect(),
@@ -287,6 +291,7 @@ mod tests {
             "roots",
             "services",
             "ports",
+            "live",
             "users",
             "data",
             "secrets",

@@ -92,6 +92,8 @@ pub struct Database {
     pub grammar: Grammar,
     /// Reads it. An error where it is damaged as a whole, or holds nothing.
     pub read: fn(&dyn Source) -> Result<Listing>,
+    /// Files that its tools lock while they change it.
+    pub locks: &'static [&'static str],
     /// The machine's own architecture in the words of OCI and in the database's, as far as the database tells it.
     pub architecture: ArchitectureOf,
 }
@@ -105,6 +107,12 @@ pub const DATABASES: &[Database] = &[
         order: Order::Dpkg,
         grammar: Grammar::Dpkg,
         read: dpkg::read,
+        locks: &[
+            "/var/lib/dpkg/lock",
+            "/var/lib/dpkg/lock-frontend",
+            "/var/lib/apt/lists/lock",
+            "/var/cache/apt/archives/lock",
+        ],
         architecture: dpkg::architecture,
     },
     Database {
@@ -122,6 +130,13 @@ pub const DATABASES: &[Database] = &[
         order: Order::Rpm,
         grammar: Grammar::Rpm,
         read: rpm::read,
+        locks: &[
+            "/var/lib/rpm/.rpm.lock",
+            "/usr/lib/sysimage/rpm/.rpm.lock",
+            "/usr/share/rpm/.rpm.lock",
+            "/run/zypp.pid",
+            "/var/lib/urpmi/.LOCK",
+        ],
         architecture: |_, packages| rpm::architecture(packages),
     },
     Database {
@@ -131,6 +146,7 @@ pub const DATABASES: &[Database] = &[
         order: Order::Apk,
         grammar: Grammar::Apk,
         read: apk::read,
+        locks: &["/lib/apk/db/lock", "/usr/lib/apk/db/lock"],
         architecture: apk::architecture,
     },
     Database {
@@ -140,6 +156,7 @@ pub const DATABASES: &[Database] = &[
         order: Order::Alpm,
         grammar: Grammar::Alpm,
         read: alpm::read,
+        locks: &["/var/lib/pacman/db.lck"],
         architecture: |_, packages| alpm::architecture(packages),
     },
 ];

@@ -11,6 +11,7 @@ pub mod machine;
 pub mod memory;
 
 use crate::error::Result;
+use crate::live::Live;
 use crate::read_at::ReadAt;
 use crate::tree::{FileId, Problem, Tree};
 use std::sync::Arc;
@@ -50,6 +51,15 @@ pub trait Source: Send + Sync {
 
     /// What could not be read while the tree was made. A result built on it must list them.
     fn problems(&self) -> &[Problem];
+
+    /// What the host knows while it runs, if this is a host that runs, and who uses the files `watch` (`live::Ask`).
+    ///
+    /// # Errors
+    /// If the host does not answer.
+    fn live(&self, watch: Vec<String>) -> Result<Option<Live>> {
+        let _ = watch;
+        Ok(None)
+    }
 
     /// The filesystems this is made of; none for directories and images.
     fn filesystems(&self) -> &[FilesystemInfo] {
