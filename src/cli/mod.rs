@@ -7,6 +7,7 @@ mod cat;
 mod convert;
 mod diff;
 mod dockerfile;
+mod hosts;
 mod keys;
 mod ls;
 mod pages;

@@ -1,7 +1,7 @@
 //! `vm2k scan`: what is in a machine.
 
 use super::roots::{Roots, format_of};
-use super::{Common, target, text, ui::Ui};
+use super::{Common, hosts, target, text, ui::Ui};
 use crate::error::{Error, Escaped, code};
 use crate::inventory::changed::Changed;
 use crate::inventory::live::process;
@@ -15,8 +15,16 @@ use std::path::PathBuf;
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct Arguments {
-    /// The machine: a disk file, several disks of one machine (disk1.qcow2+disk2.qcow2), or dir:PATH
-    target: String,
+    /// The machine: a disk file, several disks of one machine (disk1.qcow2+disk2.qcow2), a host, ssh://[user@]host[:port], or
+    /// dir:PATH
+    #[arg(required_unless_present = "hosts")]
+    target: Option<String>,
+    /// Scan every machine that this file names, one a line, and show a row for each
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["target", "roots", "why", "graph", "changed"])]
+    hosts: Option<PathBuf>,
+    /// With --hosts: how many machines at once
+    #[arg(long, value_name = "N", default_value_t = 8, requires = "hosts", value_parser = clap::value_parser!(u16).range(1..=256))]
+    connections: u16,
     /// One JSON document
     #[arg(long)]
     json: bool,
@@ -40,16 +48,23 @@ pub(super) struct Arguments {
 
 const EXAMPLES: &str = "\
 Examples:
+  vm2k scan root@web1                             a host over ssh
+  vm2k scan --hosts hosts.txt --json              many hosts, eight at once
   vm2k scan disk.qcow2 --roots                    what to install, and what comes with it
   vm2k scan disk.qcow2 --why libssl3              which of these brought it
   vm2k scan disk.qcow2 --graph packages.svg       a picture to open in a browser";
 
 pub(super) fn run(common: &Common, arguments: &Arguments, ui: &Ui) -> anyhow::Result<u8> {
+    if let Some(file) = &arguments.hosts {
+        let output = arguments.output.as_deref();
+        return hosts::run(common, file, arguments.connections, arguments.json, output, ui);
+    }
+    let machine = arguments.target.as_deref().unwrap_or_default();
     let distros = target::distros(common)?;
     if let Some(path) = &arguments.graph {
         format_of(path)?;
     }
-    let opened = target::open_machine(common, &arguments.target, ui)?;
+    let opened = target::open_machine(common, machine, ui)?;
     // What the packages say is enough for the graph alone.
     let packages_only = arguments.roots || arguments.why.is_some();
     let mut inventory = inventory::identify(&*opened.source, &distros)?;
@@ -95,13 +110,7 @@ pub(super) fn run(common: &Common, arguments: &Arguments, ui: &Ui) -> anyhow::Re
         }
     }
     if !arguments.json {
-        let table = table(
-            &inventory,
-            found.as_ref(),
-            changed.as_deref(),
-            &base,
-            &arguments.target,
-        );
+        let table = table(&inventory, found.as_ref(), changed.as_deref(), &base, machine);
         out.write_all(table.as_bytes())?;
     }
     for note in &inventory.notes {

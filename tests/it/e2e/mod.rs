@@ -4,6 +4,7 @@
 //! look at, a converted and unpacked image, is made once for all.
 
 mod bad_input;
+mod booted;
 mod disks;
 mod dockerfile;
 mod engines;
