@@ -36,6 +36,7 @@ clean_work() {
     trap - EXIT
     [ -z "${build:-}" ] || kill "$build" 2> /dev/null || true
     [ -z "${container:-}" ] || podman_here rm -f -t 1 "$container" > /dev/null 2>&1 || true
+    [ -z "${server:-}" ] || kill "$server" 2> /dev/null || true
     docker_stop
     local at
     findmnt -rno TARGET | tac | while read -r at; do
