@@ -131,6 +131,10 @@ pub fn without(text: &str, names: &[String]) -> String {
 /// # Errors
 /// [`Error::Corrupt`] if it is none, [`Error::Unsupported`] for a compression that is not read.
 pub fn database(bytes: &[u8], take: &mut dyn FnMut(Served)) -> Result<()> {
+    // A tar that ends before its first byte would be one without packages.
+    if bytes.is_empty() {
+        return Err(Error::corrupt("an empty database of pacman", 0));
+    }
     let compressed = Compressed::of_magic(bytes)
         .ok_or_else(|| Error::unsupported("a database of pacman in a compression that is not read"))?;
     let mut tar = Reader::new(Forward(open(bytes, compressed)?), "a database of pacman");

@@ -155,6 +155,9 @@ fn info(line: &[u8]) -> Option<Served> {
 /// # Errors
 /// As [`synthesis`], and [`Error::Unsupported`] for a compression that is not read.
 pub fn packed(bytes: &[u8], take: &mut dyn FnMut(Served)) -> Result<()> {
+    if bytes.is_empty() {
+        return Err(Error::corrupt("an empty synthesis", 0));
+    }
     let compressed = Compressed::of_magic(bytes)
         .ok_or_else(|| Error::unsupported("a synthesis in a compression that is not read"))?;
     synthesis(open(bytes, compressed)?, take)
@@ -258,6 +261,6 @@ mod tests {
             ]
         );
         assert!(synthesis(&b"<html>\n"[..], &mut |_| {}).is_err());
-        assert!(packed(b"BZh9", &mut |_| {}).is_err());
+        assert!(packed(b"BZh9", &mut |_| {}).is_err() && packed(b"", &mut |_| {}).is_err());
     }
 }

@@ -309,7 +309,7 @@ fn media_of_urpmi_by_a_list_of_mirrors() {
         })
         .collect();
     let mirror = ("http://mirrors.mageia.org", server.address.clone());
-    let client = client(at, &[mirror.clone()]);
+    let client = client(at, std::slice::from_ref(&mirror));
     for packer in ["gzip -c", "xz -c", "zstd -qc"] {
         let script = format!("{packer} < \"$1/lines\" > \"$2\"");
         bash(&script, &[at, &synthesis]);
