@@ -62,6 +62,7 @@ if [ "${1:-all}" = all ]; then
         "db_load    db-util"
         "rdiff      rdiff"
         "pacman     pacman-package-manager"
+        "repo-add   pacman-package-manager"
         "bsdtar     libarchive-tools"
         "debian-distro-info distro-info"
         "vercmp     pacman-package-manager"

@@ -3,13 +3,18 @@
 # become rpms in a repository of the test's own, and Debian's dnf installs them.
 #
 #   disk.qcow2             one ext4 on a GPT: the machine, which calls itself Rocky Linux 9
-#   base                   an OCI layout, `oci:OUT_DIR/base:9`: a small subset of the packages, as an image of the distribution
-#   repo                   the repository (file lists, a module), for builds against it
+#   base                   an OCI layout, `oci:OUT_DIR/base:9`: a small subset of the packages with rpm and dnf, as an image of
+#                          the distribution
+#   repo                   the repository (file lists, a group, a module of two streams), which the machine's `rocky.repo`
+#                          expects at http://dl.example.org/pub/rocky/9/BaseOS/ARCH/os
 #   expected/packages.tsv  what rpm says: name, epoch, version, release, architecture, source
 #   expected/base.tsv      the same of the base image
 #   expected/reasons       what dnf says of why each package is there; `manual` has those that are no dependency
 #   expected/from          what dnf says of each package's repository
-#   expected/changed       configuration files that were changed afterwards
+#   expected/userinstalled what `dnf history userinstalled` says on the machine
+#   expected/leaves        what was asked for and no installed package requires
+#   expected/unneeded      what its `dnf autoremove` would take
+#   expected/changed       configuration files that were changed afterwards, as `rpm -V` tells
 #   expected/partitions    name, first byte and length of each filesystem
 #
 # The packages come from the mirror that this machine's apt uses (VM2K_TEST_MIRROR overrides it). Needs root (chroot). What
@@ -49,7 +54,9 @@ aptopts=()
 eval "$(apt-config shell http_proxy_opt Acquire::http::Proxy)"
 [ -z "${http_proxy_opt:-}" ] || aptopts=("--aptopt=Acquire::http::Proxy \"$http_proxy_opt\"")
 wanted=nginx-light,python3-minimal,openssh-server,curl,less,procps,iproute2,cron,sudo,vim-tiny,logrotate,rsync,acl,attr
-essential=bash,coreutils,dash,diffutils,findutils,grep,gzip,hostname,login,ncurses-bin,passwd,perl-base,sed,tar,util-linux,base-passwd,usr-is-merged
+# What every image of the distribution has; Debian's dash is its /bin/sh.
+core=rocky-release,bash,dash,coreutils,sed,grep,findutils,dnf,rpm,ca-certificates
+essential=${core#*,},diffutils,findutils,grep,gzip,hostname,login,ncurses-bin,passwd,perl-base,sed,tar,util-linux,base-passwd,usr-is-merged
 mmdebstrap --quiet --mode=root --variant=extract --keyring="$keyring" "${aptopts[@]}" --include="$wanted,$essential" \
     --aptopt='APT::Install-Recommends "false"' --skip=cleanup/apt,cleanup/reproducible,chroot/mount \
     $release "$work/extracted" "${sources[@]}" 9>&-
@@ -173,6 +180,7 @@ Release: 1.7.el9
 Summary: What the system calls itself
 BuildArch: noarch
 Requires: filesystem
+Provides: system-release = 9.4-1.7.el9, system-release(releasever) = 9
 %description -n rocky-release
 What the system calls itself.
 
@@ -236,7 +244,8 @@ What is removed again.
 %install
 cd %{buildroot}
 mkdir -p boot dev etc/default home media mnt opt proc root run srv sys tmp usr/{bin,sbin,lib,lib64,share/doc,share/man,share/greeter,include,src,games} \
-    usr/local/{bin,lib,share} var/{cache,lib,log,spool,tmp,local,mail,opt,lib/greeter,log/greeter} etc/greeter.d usr/lib/systemd/system usr/lib/rpm
+    usr/local/{bin,lib,share} var/{cache,lib,log,spool,tmp,local,mail,opt,lib/greeter,log/greeter} etc/greeter.d usr/lib/systemd/system \
+    usr/lib/rpm/macros.d etc/yum.repos.d etc/alternatives var/lib/alternatives
 for d in bin sbin lib lib64; do ln -s usr/$d $d; done
 ln -s ../run var/run
 cp %{passwd}/passwd.master etc/passwd
@@ -246,13 +255,18 @@ printf 'NAME="Rocky Linux"\nVERSION="9.4 (Blue Onyx)"\nID="rocky"\nID_LIKE="rhel
     > usr/lib/os-release
 ln -s ../usr/lib/os-release etc/os-release
 echo 'Rocky Linux release 9.4 (Blue Onyx)' > etc/rocky-release
-printf '%%%%_dbpath\t\t%%%%{_var}/lib/rpm\n%%%%_db_backend\t      sqlite\n' > usr/lib/rpm/macros
+# The macros of Debian's rpm put the database into the user's home.
+printf '%%%%_dbpath\t\t%%%%{_var}/lib/rpm\n%%%%_db_backend\t      sqlite\n' > usr/lib/rpm/macros.d/macros.rocky
+printf '[baseos]\nname=Rocky Linux $releasever - BaseOS\nbaseurl=http://dl.example.org/pub/rocky/$releasever/BaseOS/$basearch/os/\ngpgcheck=0\n' \
+    > etc/yum.repos.d/rocky.repo
 printf '#!/bin/sh\nexec cat /etc/greeter.conf\n' > usr/bin/greeter
 chmod 755 usr/bin/greeter
 ln usr/bin/greeter usr/bin/greet
 cp /bin/true usr/bin/greeter-ping
 echo 'greeting=hello' > etc/greeter.conf
 echo 'more=1' > etc/greeter.d/more.conf
+echo 'may=go' > etc/greeter.d/optional.conf
+echo 'must=stay' > etc/greeter.d/needed.conf
 printf '[Unit]\nDescription=Greets\n[Service]\nExecStart=/usr/bin/greeter\n[Install]\nWantedBy=multi-user.target\n' > usr/lib/systemd/system/greeter.service
 seq 1 5000 > usr/lib64/libgreeter.so.2
 for n in extras unused unused-lib; do echo $n > usr/share/greeter/$n; done
@@ -260,6 +274,10 @@ for n in extras unused unused-lib; do echo $n > usr/share/greeter/$n; done
 date -u -d @1700000000 > /var/lib/greeter/installed
 touch -d @1700000000 /var/lib/greeter/installed
 echo 'made by the scriptlet' > /etc/greeter.ghost
+# What update-alternatives(8) of the family keeps.
+printf 'auto\n/usr/bin/greetings\n\n/usr/bin/greet\n10\n/usr/bin/greeter\n5\n' > /var/lib/alternatives/greetings
+ln -sfn /usr/bin/greet /etc/alternatives/greetings
+ln -sfn /etc/alternatives/greetings /usr/bin/greetings
 
 %files
 /bin
@@ -294,13 +312,22 @@ echo 'made by the scriptlet' > /etc/greeter.ghost
 /usr/lib/os-release
 /etc/os-release
 /etc/rocky-release
-/usr/lib/rpm
+%config(noreplace) /etc/yum.repos.d/rocky.repo
+%dir /etc/alternatives
+%dir /var/lib/alternatives
+/usr/lib/rpm/macros.d/macros.rocky
 %files -n greeter
 /usr/bin/greeter
 /usr/bin/greet
 %caps(cap_net_raw=ep) /usr/bin/greeter-ping
 %config(noreplace) /etc/greeter.conf
-%config /etc/greeter.d
+%dir /etc/greeter.d
+%config /etc/greeter.d/more.conf
+%config(missingok) /etc/greeter.d/optional.conf
+%config /etc/greeter.d/needed.conf
+%ghost /etc/alternatives/greetings
+%ghost /usr/bin/greetings
+%ghost /var/lib/alternatives/greetings
 %ghost %config /etc/greeter.ghost
 %dir /var/lib/greeter
 %dir /var/log/greeter
@@ -316,7 +343,66 @@ echo 'made by the scriptlet' > /etc/greeter.ghost
 /usr/share/greeter/unused
 END
 build --define "passwd $work/passwd/usr/share/base-passwd" "$work/own.spec"
+# Other versions of them: the module's older stream, which is its default, and one that is newer than the machine's.
+cat > "$work/others.spec" << 'END'
+Name: others
+Version: 1
+Release: 1.el9
+Summary: None
+License: Public Domain
+%description
+None.
+
+%package -n greeter-libs
+Version: 1.0
+Release: 1.module_el9
+Summary: What it needs
+ModularityLabel: greeter:1:9020250101000000:00000000:x86_64
+AutoReqProv: no
+Provides: greeter-libs(abi) = 1
+Requires: libc6
+%description -n greeter-libs
+What it needs.
+
+%package -n greeter
+Version: 1.0
+Release: 1.module_el9
+Epoch: 1
+Summary: A service that greets
+ModularityLabel: greeter:1:9020250101000000:00000000:x86_64
+AutoReqProv: no
+Requires: nginx-light, greeter-libs(abi) = 1
+%description -n greeter
+A service that greets.
+
+%package -n greeter-extras
+Version: 2.0
+Release: 2.el9
+Summary: What it likes
+BuildArch: noarch
+%description -n greeter-extras
+What it likes.
+
+%install
+mkdir -p %{buildroot}/usr/{bin,lib64,share/greeter}
+echo 1 > %{buildroot}/usr/bin/greeter
+echo 1 > %{buildroot}/usr/lib64/libgreeter.so.1
+echo newer > %{buildroot}/usr/share/greeter/extras
+%files -n greeter-libs
+/usr/lib64/libgreeter.so.1
+%files -n greeter
+/usr/bin/greeter
+%files -n greeter-extras
+/usr/share/greeter/extras
+END
+build "$work/others.spec"
 arch=$(rpm --eval %_arch)
+cat > "$work/comps.xml" << END
+<?xml version="1.0" encoding="UTF-8"?>
+<comps><group><id>core</id><name>Core</name><description>The smallest installation.</description>
+<default>true</default><uservisible>false</uservisible>
+<packagelist>$(printf '<packagereq type="mandatory">%s</packagereq>' ${core//,/ })</packagelist></group></comps>
+END
 cat > "$work/modules.yaml" << END
 ---
 document: modulemd
@@ -340,16 +426,38 @@ data:
       - greeter-libs-0:2.0-1.module_el9.$arch
 ...
 ---
+document: modulemd
+version: 2
+data:
+  name: greeter
+  stream: "1"
+  version: 9020250101000000
+  context: "00000000"
+  arch: $arch
+  summary: A service that greets
+  description: A service that greets.
+  license:
+    module: [MIT]
+  profiles:
+    default:
+      rpms: [greeter]
+  artifacts:
+    rpms:
+      - greeter-1:1.0-1.module_el9.$arch
+      - greeter-libs-0:1.0-1.module_el9.$arch
+...
+---
 document: modulemd-defaults
 version: 1
 data:
   module: greeter
-  stream: "2"
+  stream: "1"
   profiles:
+    "1": [default]
     "2": [default]
 ...
 END
-createrepo_c --quiet --general-compress-type=gz "$work/repo"
+createrepo_c --quiet --general-compress-type=gz --groupfile "$work/comps.xml" "$work/repo"
 modifyrepo_c --mdtype=modules "$work/modules.yaml" "$work/repo/repodata" > "$work/log" 2>&1
 
 # ------------------------------------------------------------------------------------------------ two systems
@@ -380,7 +488,7 @@ list() { rpm_ "$1" -qa --qf '%{NAME}\t%{EPOCH}\t%{VERSION}\t%{RELEASE}\t%{ARCH}\
 mkdir -p "$out/expected"
 make_base() {
     local base=$work/base blobs=$work/oci/blobs/sha256 created diff_id layer config manifest
-    dnf_ "$base" install rocky-release bash coreutils sed grep findutils > /dev/null
+    dnf_ "$base" group install core > /dev/null
     list "$base" > "$out/expected/base.tsv"
     rm -rf "$base"/var/cache/dnf "$base"/var/log/*
     created=$(date -u -d 'today 00:00' +%FT%TZ)
@@ -413,15 +521,24 @@ make_base() {
 make_base
 
 root=$work/root
-dnf_ "$root" install rocky-release bash coreutils sed grep findutils > /dev/null
+dnf_ "$root" group install core > /dev/null
 dnf_ "$root" module install greeter:2/default > /dev/null
 dnf_ "$root" install ${wanted//,/ } unused > /dev/null
 dnf_ "$root" --noautoremove remove unused > /dev/null
 dnf_ "$root" mark remove less > /dev/null
+dnf_ "$root" downgrade greeter-extras-2.0-1.el9 > /dev/null
 list "$root" > "$out/expected/packages.tsv"
 dnf_ "$root" repoquery --installed --qf '%{name} %{reason}' | sort -u > "$out/expected/reasons"
 awk '$2 != "dependency" && $2 != "weak-dependency" { print $1 }' "$out/expected/reasons" > "$out/expected/manual"
 dnf_ "$root" repoquery --installed --qf '%{name} %{from_repo}' | sort -u > "$out/expected/from"
+dnf_ "$root" repoquery --unneeded --qf '%{name}' | sort -u > "$out/expected/unneeded"
+# The machine's own dnf, with its own configuration.
+chroot "$root" dnf -q history userinstalled 2> "$work/log" 9>&- | sed '/^Packages /d' | sort > "$out/expected/userinstalled"
+[ -s "$out/expected/userinstalled" ]
+while read -r name; do
+    needed=$(dnf_ "$root" repoquery --installed --qf '%{name}' --whatrequires "$name" | { grep -vx "$name" || true; })
+    [ -n "$needed" ] || echo "$name"
+done < "$out/expected/manual" > "$out/expected/leaves"
 rm -rf "$root"/var/cache/dnf "$root"/var/log/dnf* "$root"/var/log/hawkey*
 
 # What its owners did to it.
@@ -429,7 +546,11 @@ cd "$root"
 echo rocky1 > etc/hostname
 echo 'greeting=good morning' > etc/greeter.conf
 sed -i 's/worker_connections .*/worker_connections 1000;/' etc/nginx/nginx.conf
-printf '/etc/greeter.conf\n/etc/nginx/nginx.conf\n' > "$out/expected/changed"
+rm etc/greeter.d/optional.conf etc/greeter.d/needed.conf
+# Somebody chose the other one.
+sed -i '1s/auto/manual/' var/lib/alternatives/greetings
+ln -sfn /usr/bin/greeter etc/alternatives/greetings
+{ rpm_ "$root" -Va --noscripts --nodeps || true; } | sed -nE 's/^(..5......|missing  ) +c (.*)/\2/p' | sort > "$out/expected/changed"
 echo 'a line of a log' > var/log/greeter/log
 rm -rf usr/share/doc/bash
 mkdir -p srv/app etc/systemd/system/multi-user.target.wants

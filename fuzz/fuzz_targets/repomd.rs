@@ -14,7 +14,7 @@ fuzz_target!(|bytes: &[u8]| {
     let _ = rpm::mirrors(bytes);
     let variables = BTreeMap::from([("releasever".to_owned(), "9".to_owned())]);
     let text = String::from_utf8_lossy(bytes);
-    for yum in rpm::repo_file(&text, &variables).into_iter().chain(rpm::urpmi(&text)) {
+    for yum in rpm::repo_file(&text, &variables) {
         assert!(!yum.urls.is_empty() || !yum.lists.is_empty());
     }
 });

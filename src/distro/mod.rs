@@ -71,6 +71,9 @@ pub struct Distro {
     /// Template of the URL of the packages as they were on one day: `year`, `month`, `day`, and what
     /// [`RepositoryFile`] sees.
     pub snapshot: Option<String>,
+    /// Template of the URL of the list of mirrors that `$MIRRORLIST` stands for in the machine's files (urpmi): `version`,
+    /// `version_id`, `arch`.
+    pub mirror_list: Option<String>,
     /// Globs of packages that no container needs: kernel, boot loader, firmware, ...
     #[serde(default)]
     pub not_in_containers: Vec<String>,

@@ -42,6 +42,8 @@ pub struct PackageTool<'a> {
     pub snapshot_repositories: &'a [RepositoryFile],
     /// Template of the URL of the state of one day.
     pub snapshot: Option<&'a str>,
+    /// Template of the URL of the release's list of mirrors.
+    pub mirror_list: Option<&'a str>,
     /// Further words for the templates of repositories.
     pub words: BTreeMap<&'a str, &'a str>,
 }
@@ -118,6 +120,7 @@ impl Distros {
                 |d| &d.snapshot_repositories,
             ),
             snapshot: self.inherited(distro, |d| d.snapshot.as_deref()),
+            mirror_list: self.inherited(distro, |d| d.mirror_list.as_deref()),
         }
     }
 }
@@ -274,6 +277,24 @@ impl PackageTool<'_> {
         self.files("snapshot_repositories", self.snapshot_repositories, &facts)
     }
 
+    /// The URL of the release's list of mirrors.
+    ///
+    /// # Errors
+    /// As [`PackageTool::archive`].
+    pub fn mirror_list(&self, machine: &MachineFacts<'_>) -> Result<Option<String>> {
+        let Some(template) = self.mirror_list else {
+            return Ok(None);
+        };
+        let facts = self.facts(machine)?;
+        self.render("mirror_list", Some(template), &facts).map(Some)
+    }
+
+    /// True if a package can be asked for in a version; else the state of the repositories alone decides which comes.
+    pub fn names_versions(&self) -> bool {
+        let word = self.package_word.unwrap_or_default();
+        word.contains("version") || word.contains("upstream")
+    }
+
     fn files(&self, what: &str, files: &[RepositoryFile], facts: &Value) -> Result<Vec<(String, String)>> {
         files
             .iter()
@@ -366,6 +387,7 @@ pub(super) fn check(distro: &Distro) -> std::result::Result<(), String> {
         &distro.refresh,
         &distro.clean,
         &distro.snapshot,
+        &distro.mirror_list,
     ];
     let of_releases = releases.clone().flat_map(|r| {
         [

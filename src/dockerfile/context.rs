@@ -190,7 +190,10 @@ pub fn write_context(
     };
     let release = matched.release.as_ref().and_then(|r| r.version.as_deref());
     let release = release.filter(|v| *v != "*").or(facts.version_id);
-    let variables = sources::variables(source, release, native.as_deref())?;
+    let mut variables = sources::variables(source, release, native.as_deref())?;
+    if let Some(Ok(Some(url))) = tool.as_ref().map(|t| t.mirror_list(&facts)) {
+        variables.insert("MIRRORLIST".to_owned(), url);
+    }
     let pruned = pruned(inventory.database, packages, &base_packages, distros, distro)?;
     let roots: Vec<usize> = match &options.roots {
         Some(roots) => roots.clone(),

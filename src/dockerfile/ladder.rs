@@ -69,6 +69,8 @@ pub struct Facts<'a> {
     pub live: Option<&'a Catalogue>,
     /// What their archives serve; `None` if they were not asked.
     pub archive: Option<&'a Catalogue>,
+    /// True if the archive stands in place of repositories that are in `live` no more.
+    pub replaces: bool,
     /// True if an archive is to be used without being asked.
     pub archive_unchecked: bool,
     /// True for packages, by their index, that no container needs.
@@ -152,6 +154,7 @@ pub fn climb(facts: &Facts<'_>) -> Vec<Choice> {
         }
         if let Some(from) = facts.archive.and_then(served_by) {
             let why = match facts.live {
+                _ if facts.replaces => "served on the day of the machine's last change".to_owned(),
                 Some(live) => format!("{}; an archive does", unserved(live, package, arch)),
                 None => "served by an archive".to_owned(),
             };
@@ -346,6 +349,7 @@ mod tests {
             native: Some("amd64"),
             live,
             archive,
+            replaces: false,
             archive_unchecked: false,
             apart: &|i| packages[i].name.starts_with("linux-"),
         });

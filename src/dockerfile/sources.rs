@@ -5,7 +5,7 @@ use crate::distro::PackageTool;
 use crate::error::{Error, Result};
 use crate::inventory::secrets::Secret;
 use crate::path::GuestPath;
-use crate::repository::{Place, Repository, apk, apt, rpm};
+use crate::repository::{Place, Repository, apk, apt, pacman, rpm, urpmi};
 use crate::source::image::ImageSource;
 use crate::source::{Source, read_file};
 use globset::{GlobBuilder, GlobSet, GlobSetBuilder};
@@ -133,16 +133,73 @@ pub fn without_credentials(text: &str) -> Option<String> {
     (out != text).then_some(out)
 }
 
-/// The repositories that the files name.
+/// The repositories that the machine's files name.
 pub fn repositories(files: &[SourceFile], variables: &BTreeMap<String, String>) -> Vec<Repository> {
     let mut found = Vec::new();
     for file in files.iter().filter(|f| !f.key) {
         named_by(&file.path.to_string(), &file.content, variables, &mut found);
     }
+    found.extend(of_pacman(files, &[]));
     found
 }
 
-/// The repositories that one file names, by the form that its path tells.
+/// The repositories that the files of an archive name, put in the place of the machine's.
+pub fn archived(
+    files: &[SourceFile],
+    archive: &[(String, String)],
+    variables: &BTreeMap<String, String>,
+) -> Vec<Repository> {
+    let mut found = Vec::new();
+    for (path, content) in archive {
+        named_by(path, content.as_bytes(), variables, &mut found);
+    }
+    let replaced = |r: &Repository| archive.iter().any(|(path, _)| *path == r.file);
+    found.extend(of_pacman(files, archive).into_iter().filter(replaced));
+    found
+}
+
+/// The file that names pacman's repositories.
+pub const PACMAN: &str = "/etc/pacman.conf";
+
+/// The repositories of pacman's configuration, which is one file with all that it includes; `over` stands in place of files
+/// of the machine.
+fn of_pacman(files: &[SourceFile], over: &[(String, String)]) -> Vec<Repository> {
+    let mut texts: BTreeMap<String, String> = files
+        .iter()
+        .filter(|f| !f.key)
+        .map(|f| {
+            (
+                f.path.to_string(),
+                String::from_utf8_lossy(&f.content).into_owned(),
+            )
+        })
+        .collect();
+    texts.extend(over.iter().cloned());
+    let include = |pattern: &str| -> Vec<(String, String)> {
+        let copy = |(path, text): (&String, &String)| (path.clone(), text.clone());
+        if let Some(found) = texts.get_key_value(pattern) {
+            return vec![copy(found)];
+        }
+        let Ok(glob) = GlobBuilder::new(pattern).literal_separator(true).build() else {
+            return Vec::new();
+        };
+        let glob = glob.compile_matcher();
+        let matching = texts.iter().filter(|(path, _)| glob.is_match(path));
+        matching.map(copy).collect()
+    };
+    let Some(text) = texts.get(PACMAN) else {
+        return Vec::new();
+    };
+    let found = pacman::conf(PACMAN, text, &include).into_iter();
+    found
+        .map(|(file, repository)| Repository {
+            file,
+            place: Place::Pacman(repository),
+        })
+        .collect()
+}
+
+/// The repositories that one file names, by the form that its path tells. Not pacman's, which are in several files.
 pub fn named_by(
     path: &str,
     content: &[u8],
@@ -165,7 +222,8 @@ pub fn named_by(
         let all = rpm::repo_file(&text, variables);
         all.into_iter().for_each(|y| add(Place::Rpm(y)));
     } else if name == "urpmi.cfg" {
-        rpm::urpmi(&text).into_iter().for_each(|y| add(Place::Rpm(y)));
+        let media = urpmi::media(&text, variables);
+        media.into_iter().for_each(|m| add(Place::Urpmi(m)));
     } else if path.starts_with("/etc/apk/repositories") {
         apk::repositories(&text)
             .into_iter()
@@ -173,7 +231,8 @@ pub fn named_by(
     }
 }
 
-/// The variables of `.repo` files: what the machine sets in `vars`, and what the package managers set themselves.
+/// The variables of files that name repositories: what the machine sets in `vars`, and what the package managers set
+/// themselves (dnf.conf(5); urpmi's `RELEASE` and `ARCH`).
 ///
 /// # Errors
 /// As the source's reader.
@@ -188,12 +247,14 @@ pub fn variables(
     };
     if let Some(release) = release {
         set("releasever", release);
+        set("RELEASE", release);
         let (major, minor) = release.split_once('.').unwrap_or((release, ""));
         set("releasever_major", major);
         set("releasever_minor", minor);
     }
     if let Some(arch) = arch {
         set("arch", arch);
+        set("ARCH", arch);
         let base = if matches!(arch, "i486" | "i586" | "i686") {
             "i386"
         } else {

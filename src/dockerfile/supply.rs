@@ -4,10 +4,10 @@
 use super::ladder::{self, Choice, Rung};
 use super::sources::{self, SourceFile};
 use crate::distro::{MachineFacts, PackageTool};
-use crate::error::{Error, Result};
+use crate::error::{Error, Escaped, Result};
 use crate::path::GuestPath;
 use crate::pkgdb::Package;
-use crate::repository::{self, Answer, Catalogue, Client, Repository};
+use crate::repository::{self, Answer, Catalogue, Client, Place, Repository, pacman};
 use crate::source::Source;
 use crate::source::image::ImageSource;
 use crate::store::Store;
@@ -47,6 +47,8 @@ pub(super) struct Supply {
     pub(super) remove: Vec<GuestPath>,
     /// Paths of keys that the build imports.
     pub(super) keys: Vec<String>,
+    /// Sections of pacman's configuration whose repositories do not answer.
+    pub(super) silent: Vec<String>,
     /// True if an archive's files stand in place of the machine's.
     pub(super) from_archive: bool,
     /// What people should know.
@@ -74,8 +76,11 @@ type Archive = (&'static str, Vec<(String, String)>);
 /// [`Error::Network`] if packages are wanted and no repository answers at all.
 pub(super) fn decide(facts: &Facts<'_>, store: Option<&Arc<Store>>) -> Result<Supply> {
     let mut supply = Supply::default();
+    // A package manager that asks for no version takes what there is: two states of the repositories would be one too many.
+    let one_state = facts.tool.is_some_and(|t| !t.names_versions());
     let climb = |live: Option<&Catalogue>, archive: Option<&Catalogue>, archive_unchecked: bool| {
         ladder::climb(&ladder::Facts {
+            replaces: one_state,
             packages: facts.packages,
             base: facts.base_packages,
             roots: facts.roots,
@@ -106,8 +111,8 @@ pub(super) fn decide(facts: &Facts<'_>, store: Option<&Arc<Store>>) -> Result<Su
     match store.filter(|_| !own.is_empty()) {
         None => {
             let readable = !own.is_empty();
-            // Lists that nobody reads here: the state of the day is the best guess there is.
-            let first = archives.first().filter(|_| dropped || !readable);
+            // Where no versions can be asked for, and of lists that nobody reads here, the state of the day is the best guess.
+            let first = archives.first().filter(|_| dropped || !readable || one_state);
             supply.choices = climb(None, None, first.is_some());
             used.extend(first);
             if store.is_some() && !readable {
@@ -134,12 +139,11 @@ pub(super) fn decide(facts: &Facts<'_>, store: Option<&Arc<Store>>) -> Result<Su
                 if missing == 0 {
                     break;
                 }
-                let mut named = Vec::new();
-                for (path, content) in &archive.1 {
-                    sources::named_by(path, content.as_bytes(), facts.variables, &mut named);
-                }
+                let named = sources::archived(facts.files, &archive.1, facts.variables);
                 let asked = merged_with(merged.as_ref(), ask(&named)?);
-                let choices = climb(Some(&live), Some(&asked), false);
+                let kept =
+                    one_state.then(|| live.without(&|file| archive.1.iter().any(|(path, _)| path == file)));
+                let choices = climb(Some(kept.as_ref().unwrap_or(&live)), Some(&asked), false);
                 if unserved(&choices) < missing {
                     used.push(archive);
                     supply.choices = choices;
@@ -164,11 +168,23 @@ pub(super) fn decide(facts: &Facts<'_>, store: Option<&Arc<Store>>) -> Result<Su
                 }
                 .hint("name a mirror with --mirror FROM=TO, or use --offline, which asks nobody"));
             }
+            let silent = own
+                .iter()
+                .zip(&live.answers)
+                .filter(|(_, a)| a.packages.is_none());
+            supply.silent = silent
+                .filter_map(|(r, a)| match &r.place {
+                    Place::Pacman(p) if !used.iter().any(|u| u.1.iter().any(|(path, _)| *path == a.file)) => {
+                        Some(p.name.clone())
+                    }
+                    _ => None,
+                })
+                .collect();
             supply.live = live.answers;
         }
     }
     supply.from_archive = !used.is_empty();
-    put_together(facts, tool, &used, &mut supply);
+    put_together(facts, tool, &used, one_state, &mut supply);
     Ok(supply)
 }
 
@@ -215,7 +231,13 @@ fn archives(tool: &PackageTool<'_>, facts: &Facts<'_>, notes: &mut Vec<String>) 
 }
 
 /// The files that the build needs: the machine's where their repositories answer, and those of archives in their place.
-fn put_together(facts: &Facts<'_>, tool: &PackageTool<'_>, used: &[&Archive], supply: &mut Supply) {
+fn put_together(
+    facts: &Facts<'_>,
+    tool: &PackageTool<'_>,
+    used: &[&Archive],
+    one_state: bool,
+    supply: &mut Supply,
+) {
     let mirrored = |content: &[u8]| -> Vec<u8> {
         match std::str::from_utf8(content) {
             Ok(text) => {
@@ -233,6 +255,10 @@ fn put_together(facts: &Facts<'_>, tool: &PackageTool<'_>, used: &[&Archive], su
     for answer in supply.live.iter().filter(|a| a.packages.is_some()) {
         dead.remove(answer.file.as_str());
     }
+    // Of pacman's configuration the sections go that are silent, and not the files.
+    if facts.files.iter().any(|f| f.path.to_string() == sources::PACMAN) {
+        dead.clear();
+    }
     let dead: BTreeSet<String> = dead.into_iter().map(str::to_owned).collect();
     let replaced = |path: &str| used.iter().any(|(_, files)| files.iter().any(|(p, _)| p == path));
     let unasked = supply.live.is_empty() && !used.is_empty();
@@ -246,7 +272,7 @@ fn put_together(facts: &Facts<'_>, tool: &PackageTool<'_>, used: &[&Archive], su
     for file in facts.files {
         let path = file.path.to_string();
         let answers = supply.live.iter().any(|a| a.file == path && a.packages.is_some());
-        if let (true, Some((_, content))) = (answers, archived(&path)) {
+        if let (true, Some((_, content))) = (answers && !one_state, archived(&path)) {
             // Both are needed: what answers, and the archive behind it.
             let both = [&mirrored(&file.content)[..], b"\n", &mirrored(content.as_bytes())].concat();
             present.insert(file.path.clone());
@@ -267,7 +293,15 @@ fn put_together(facts: &Facts<'_>, tool: &PackageTool<'_>, used: &[&Archive], su
             continue;
         }
         present.insert(file.path.clone());
-        let content = mirrored(&file.content);
+        let mut content = mirrored(&file.content);
+        if path == sources::PACMAN && !supply.silent.is_empty() {
+            let text = String::from_utf8_lossy(&content);
+            content = pacman::without(&text, &supply.silent).into_bytes();
+            supply.notes.push(format!(
+                "{path}: the build does not use {}, which does not answer",
+                Escaped(supply.silent.join(", ").as_bytes())
+            ));
+        }
         if !file.in_base || file.redacted || content != file.content {
             if file.key {
                 supply.keys.push(path);

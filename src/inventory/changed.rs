@@ -326,6 +326,7 @@ mod tests {
                         path: p(path),
                         digest: Some(md5("kept")),
                         obsolete: false,
+                        missing_ok: false,
                     })
                     .into(),
                 ..Package::default()

@@ -263,6 +263,7 @@ fn listed(bytes: &[u8], package: &mut Package) -> Result<usize> {
                 path,
                 digest: md5(&digest),
                 obsolete: false,
+                missing_ok: false,
             }),
             _ => bad += 1,
         }

@@ -345,6 +345,7 @@ fn finish(tree: &Tree, package: &mut Package) {
                 path: file.path.clone(),
                 digest: facts.digest.clone(),
                 obsolete: false,
+                missing_ok: false,
             });
         }
     }

@@ -387,6 +387,7 @@ fn conffiles(stanza: &Stanza<'_>) -> Vec<Conffile> {
                 path,
                 digest: md5.map(FileDigest::Md5),
                 obsolete,
+                missing_ok: false,
             });
         }
     }

@@ -204,7 +204,7 @@ pub fn read(source: &dyn Source, preferred: Option<&str>) -> Result<Option<(&'st
 }
 
 /// The configuration files that differ from what their packages brought, in byte order. One that is gone counts as
-/// changed; one without a digest does not.
+/// changed, unless its package says that it may be; one without a digest does not.
 ///
 /// # Errors
 /// As the source's reader.
@@ -217,7 +217,9 @@ pub fn changed_conffiles(source: &dyn Source, packages: &[Package]) -> Result<Ve
         let node = source.tree().resolve(&conffile.path, true).ok();
         let same = match node.and_then(|p| source.tree().get(&p)) {
             Some(node) if node.is_file() => digest_of(source, node.id, digest)? == *digest,
-            _ => false,
+            // rpm(8): `missingok` speaks of the file itself, and not of what a link leads to.
+            None => conffile.missing_ok && source.tree().resolve(&conffile.path, false).is_err(),
+            Some(_) => false,
         };
         if !same {
             changed.push(conffile.path.clone());

@@ -206,6 +206,8 @@ pub struct Conffile {
     pub digest: Option<FileDigest>,
     /// True if the installed version of the package has it no more.
     pub obsolete: bool,
+    /// True if its absence is no fault.
+    pub missing_ok: bool,
 }
 
 /// Relations between packages, each element one relation in the grammar of the family: `libc6 (>= 2.34) | libc` (dpkg),

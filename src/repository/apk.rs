@@ -2,9 +2,10 @@
 
 #![deny(clippy::indexing_slicing)]
 
+use super::tarball::{Content, Forward};
 use super::{Client, Compressed, Served, apt, fetch, open};
 use crate::error::{Error, Result};
-use crate::tar::{Input, Reader};
+use crate::tar::Reader;
 use std::io::Read;
 
 /// The URLs of a repositories file. Repositories with a tag are for packages that ask for it, and are passed over.
@@ -14,33 +15,6 @@ pub fn repositories(text: &str) -> Vec<String> {
         .filter(|l| !l.is_empty() && !l.starts_with(['#', '@']))
         .map(|l| l.trim_end_matches('/').to_owned())
         .collect()
-}
-
-/// A stream that goes forward by reading.
-struct Forward<R>(R);
-
-impl<R: Read> Read for Forward<R> {
-    fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {
-        self.0.read(buf)
-    }
-}
-
-impl<R: Read> Input for Forward<R> {
-    fn skip(&mut self, n: u64) -> std::io::Result<()> {
-        match std::io::copy(&mut self.0.by_ref().take(n), &mut std::io::sink())? == n {
-            true => Ok(()),
-            false => Err(std::io::ErrorKind::UnexpectedEof.into()),
-        }
-    }
-}
-
-/// The content of the entry that a [`Reader`] stands at.
-struct Content<'a, R>(&'a mut Reader<R>);
-
-impl<R: Input> Read for Content<'_, R> {
-    fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {
-        self.0.read_stored(buf).map_err(Error::into_io)
-    }
 }
 
 /// Reads `APKINDEX.tar.gz`: a signature and the index, each a gzip member with a part of one tar.

@@ -249,6 +249,18 @@ impl Compressed {
             _ => Some(Self::Plain),
         }
     }
+
+    /// By the first bytes of a file whose name does not tell; `None` for what is compressed otherwise.
+    pub fn of_magic(bytes: &[u8]) -> Option<Self> {
+        const OTHERS: [&[u8]; 4] = [b"BZh", b"\x04\x22\x4d\x18", b"\x5d\0\0", b"LZIP"];
+        match bytes {
+            [0x1f, 0x8b, ..] => Some(Self::Gzip),
+            [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => Some(Self::Xz),
+            [0x28, 0xb5, 0x2f, 0xfd, ..] => Some(Self::Zstd),
+            other if OTHERS.iter().any(|magic| other.starts_with(magic)) => None,
+            _ => Some(Self::Plain),
+        }
+    }
 }
 
 /// The most memory that a list's compression may ask for, in bytes.
@@ -309,5 +321,8 @@ mod tests {
         assert_eq!(Compressed::of_name("Packages.xz"), Some(Compressed::Xz));
         assert_eq!(Compressed::of_name("x-primary.xml.zst"), Some(Compressed::Zstd));
         assert_eq!(Compressed::of_name("Packages.bz2"), None);
+        assert_eq!(Compressed::of_magic(b"\x1f\x8b\x08"), Some(Compressed::Gzip));
+        assert_eq!(Compressed::of_magic(b"@info@"), Some(Compressed::Plain));
+        assert_eq!(Compressed::of_magic(b"BZh9"), None);
     }
 }

@@ -7,7 +7,10 @@
 pub mod apk;
 pub mod apt;
 mod fetch;
+pub mod pacman;
 pub mod rpm;
+mod tarball;
+pub mod urpmi;
 
 pub use fetch::{Client, Compressed, open};
 
@@ -48,6 +51,10 @@ pub enum Place {
     Rpm(rpm::Yum),
     /// The URL of a directory with `APKINDEX.tar.gz` for the machine's architecture.
     Apk(String),
+    /// A repository of `pacman.conf`.
+    Pacman(pacman::Pacman),
+    /// A medium of `urpmi.cfg`.
+    Urpmi(urpmi::Medium),
 }
 
 impl Place {
@@ -57,6 +64,8 @@ impl Place {
             Self::Apt(suite) => suite.label(),
             Self::Rpm(yum) => yum.label(),
             Self::Apk(url) => url.clone(),
+            Self::Pacman(repository) => repository.label(),
+            Self::Urpmi(medium) => medium.label(),
         }
     }
 }
@@ -94,6 +103,21 @@ impl Catalogue {
         versions.sort_unstable();
         versions.dedup();
         versions
+    }
+
+    /// What the repositories serve whose file is none of `files`; the answers are all kept.
+    #[must_use]
+    pub fn without(&self, files: &dyn Fn(&str) -> bool) -> Self {
+        let kept = |from: usize| self.answers.get(from).is_none_or(|a| !files(&a.file));
+        let mut served = self.served.clone();
+        for versions in served.values_mut() {
+            versions.retain(|(_, from)| kept(*from));
+        }
+        served.retain(|_, versions| !versions.is_empty());
+        Self {
+            served,
+            answers: self.answers.clone(),
+        }
     }
 
     /// The first repository that serves exactly this, as an index into `answers`.
@@ -136,8 +160,14 @@ pub fn ask(
             Place::Apt(suite) => apt::list(client, suite, archs, &mut take),
             Place::Rpm(yum) => rpm::list(client, yum, &mut take),
             Place::Apk(url) => apk::list(client, url, archs, &mut take),
+            Place::Pacman(repository) => pacman::list(client, repository, archs, &mut take),
+            Place::Urpmi(medium) => urpmi::list(client, medium, &mut take),
         };
         if asked.is_ok() {
+            // pacman takes a package from the first repository that has it, whatever versions the others have.
+            if matches!(repository.place, Place::Pacman(_)) {
+                found.retain(|served| !catalogue.served.contains_key(&served.name));
+            }
             for served in found {
                 let versions = catalogue.served.entry(served.name.clone()).or_default();
                 if !versions.iter().any(|(other, _)| *other == served) {

@@ -1,4 +1,4 @@
-//! rpm-md repositories: `.repo` files as yum, dnf, tdnf and zypper read them (dnf.conf(5)), `urpmi.cfg`, lists of mirrors,
+//! rpm-md repositories: `.repo` files as yum, dnf, tdnf and zypper read them (dnf.conf(5)), lists of mirrors,
 //! `repomd.xml` and `primary.xml` (createrepo_c's rpm metadata).
 
 #![deny(clippy::indexing_slicing)]
@@ -80,39 +80,8 @@ pub fn repo_file(text: &str, variables: &BTreeMap<String, String>) -> Vec<Yum> {
     found.into_iter().filter_map(usable).collect()
 }
 
-/// The media of `urpmi.cfg` (urpmi.cfg(5)) that have a URL of their own and are not ignored.
-pub fn urpmi(text: &str) -> Vec<Yum> {
-    let mut found = Vec::new();
-    let mut open: Option<(Yum, bool)> = None;
-    for line in text.lines().map(str::trim) {
-        if line.starts_with('}') {
-            if let Some((yum, ignored)) = open.take()
-                && !ignored
-                && !yum.urls.is_empty()
-            {
-                found.push(yum);
-            }
-        } else if let Some((_, ignored)) = &mut open {
-            *ignored |= line == "ignore";
-        } else if let Some(head) = line.strip_suffix('{') {
-            // Blanks inside of a name have a backslash in front.
-            let head = head.trim().replace("\\ ", "\u{1}");
-            let mut words = head.split_ascii_whitespace().map(|w| w.replace('\u{1}', " "));
-            let id = words.next().unwrap_or_default();
-            let urls = words.map(|u| u.trim_end_matches('/').to_owned()).collect();
-            let yum = Yum {
-                id,
-                urls,
-                lists: Vec::new(),
-            };
-            open = Some((yum, false));
-        }
-    }
-    found
-}
-
 /// `text` with `$name` and `${name}` replaced; what is not known stays.
-fn replaced(text: &str, variables: &BTreeMap<String, String>) -> String {
+pub(super) fn replaced(text: &str, variables: &BTreeMap<String, String>) -> String {
     let mut out = String::new();
     let mut rest = text;
     while let Some((before, after)) = rest.split_once('$') {
@@ -347,6 +316,20 @@ pub fn mirrors(bytes: &[u8]) -> Result<Vec<String>> {
     Ok(found)
 }
 
+/// The list of packages of the repository in the directory at `url`, as it is sent.
+pub(super) fn primary_of(client: &Client, url: &str) -> Result<(Vec<u8>, Compressed)> {
+    let named = repomd(&client.document(&format!("{url}/repodata/repomd.xml"))?)?;
+    let compressed = Compressed::of_name(&named.href).ok_or_else(|| {
+        let href = Escaped(named.href.as_bytes());
+        Error::unsupported(format!(
+            "{}: the compression of {href} is not read",
+            fetch::shown(url)
+        ))
+    })?;
+    let bytes = client.list(&format!("{url}/{}", named.href), &named.checksum)?;
+    Ok((bytes, compressed))
+}
+
 /// Asks a repository for its packages.
 pub(super) fn list(client: &Client, yum: &Yum, take: &mut dyn FnMut(Served)) -> Result<()> {
     let mut urls = yum.urls.clone();
@@ -361,17 +344,7 @@ pub(super) fn list(client: &Client, yum: &Yum, take: &mut dyn FnMut(Served)) -> 
         }
     }
     for url in &urls {
-        let listed = client
-            .document(&format!("{url}/repodata/repomd.xml"))
-            .and_then(|bytes| repomd(&bytes))
-            .and_then(|primary| {
-                let compressed = Compressed::of_name(&primary.href).ok_or_else(|| {
-                    Error::unsupported(format!("{url}: the compression of {} is not read", primary.href))
-                })?;
-                let bytes = client.list(&format!("{url}/{}", primary.href), &primary.checksum)?;
-                Ok((bytes, compressed))
-            });
-        match listed {
+        match primary_of(client, url) {
             Ok((bytes, compressed)) => return primary(open(&bytes, compressed)?, take),
             Err(e) => failure = Some(e),
         }
@@ -396,15 +369,6 @@ mod tests {
         assert_eq!(found[0].urls, ["http://a/9/x86_64/os", "http://b/$unknown"]);
         assert_eq!(found[1].lists, ["https://m/?r=9&x"]);
         assert_eq!(found[1].label(), "list https://m/");
-    }
-
-    #[test]
-    fn urpmi_media() {
-        let text = "{\n}\n\nCore\\ Release http://m/9/x86_64/media/core/release {\n  key-ids: 80420f66\n}\n\nOld http://m/old {\n  ignore\n}\nCD  {\n mirrorlist: $MIRRORLIST\n}\n";
-        let found = urpmi(text);
-        assert_eq!(found.len(), 1);
-        assert_eq!(found[0].id, "Core Release");
-        assert_eq!(found[0].urls, ["http://m/9/x86_64/media/core/release"]);
     }
 
     const REPOMD: &str = r#"<?xml version="1.0"?><repomd xmlns="http://linux.duke.edu/metadata/repo">

@@ -28,10 +28,10 @@ const PROGRAMS: [&str; 9] = [
 ];
 
 /// A machine that is made up: files, and packages that are put into its inventory.
-struct Made {
+pub(crate) struct Made {
     files: Builder,
     database: &'static str,
-    packages: Vec<Package>,
+    pub(crate) packages: Vec<Package>,
 }
 
 /// `epoch:version-release`, split as the databases do.
@@ -56,7 +56,7 @@ fn package(database: &'static str, name: &str, version: &str, arch: &str, manual
     }
 }
 
-fn made(
+pub(crate) fn made(
     os_release: &str,
     database: &'static str,
     files: &[(&str, &str)],
@@ -86,7 +86,7 @@ fn made(
 }
 
 /// The context of a made-up machine in `dir/context`, on a base of a few files.
-fn context(dir: &Path, made: Made, options: Options) -> anyhow::Result<Report> {
+pub(crate) fn context(dir: &Path, made: Made, options: Options) -> anyhow::Result<Report> {
     let mut tar = Tar::default()
         .dir("etc/")
         .file("etc/old.conf", "gone\n")
@@ -678,7 +678,7 @@ fn archive(files: &mut BTreeMap<String, Vec<u8>>, at: &str, suite: &str, package
     files.insert(format!("{at}/dists/{suite}/main/binary-amd64/Packages.gz"), list);
 }
 
-fn choose(report: &Report) -> BTreeMap<&str, String> {
+pub(crate) fn choose(report: &Report) -> BTreeMap<&str, String> {
     let line = |p: &vm2k::dockerfile::PackageReport| format!("{:?} {} {}", p.rung, p.checked, p.named);
     report
         .packages

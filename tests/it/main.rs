@@ -30,6 +30,7 @@ mod machine;
 mod mutants;
 mod oci;
 mod packages;
+mod repositories;
 #[allow(dead_code, reason = "shared by the modules beside it")]
 mod rpm;
 mod states;

@@ -1,7 +1,10 @@
 //! What the integration tests share: finding real inputs and the tools that judge.
 
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::sync::{Arc, Mutex};
 
 /// True where nothing may be skipped: `tests/all.sh` and CI set `VM2K_TEST_REQUIRE`.
 pub(crate) fn required() -> bool {
@@ -153,4 +156,87 @@ pub(crate) fn traced(trace: &str) -> impl Iterator<Item = (&str, Option<String>)
 pub(crate) fn is_below<T: AsRef<str>>(path: &str, prefixes: &[T]) -> bool {
     let mut prefixes = prefixes.iter().map(|p| p.as_ref().trim_end_matches('/'));
     prefixes.any(|prefix| path.starts_with(prefix))
+}
+
+/// A server of files on the loopback interface, until the test process ends.
+pub(crate) struct FileServer {
+    /// `http://127.0.0.1:PORT`.
+    pub(crate) address: String,
+    /// The paths that were asked for.
+    pub(crate) asked: Arc<Mutex<Vec<String>>>,
+}
+
+impl FileServer {
+    /// Serves each directory below its path: `("/pub/a", dir)`.
+    pub(crate) fn start(directories: &[(&str, &Path)]) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = format!("http://{}", listener.local_addr().unwrap());
+        let asked = Arc::new(Mutex::new(Vec::new()));
+        let log = Arc::clone(&asked);
+        let directories: Vec<(String, PathBuf)> = directories
+            .iter()
+            .map(|(at, dir)| (format!("{at}/"), dir.to_path_buf()))
+            .collect();
+        std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let (directories, log) = (directories.clone(), Arc::clone(&log));
+                std::thread::spawn(move || answer(stream, &directories, &log));
+            }
+        });
+        Self { address, asked }
+    }
+}
+
+/// Answers one request for a file. Who asked may be gone again.
+fn answer(mut stream: TcpStream, directories: &[(String, PathBuf)], log: &Mutex<Vec<String>>) {
+    let mut request = Vec::new();
+    let mut buf = [0; 4096];
+    while !request.windows(4).any(|w| w == b"\r\n\r\n") {
+        match stream.read(&mut buf) {
+            Ok(n) if n > 0 => request.extend_from_slice(&buf[..n]),
+            _ => return,
+        }
+    }
+    let text = String::from_utf8_lossy(&request).into_owned();
+    let path = decoded(text.split(' ').nth(1).unwrap_or_default());
+    let file = directories.iter().find_map(|(at, dir)| {
+        let rest = path.strip_prefix(at.as_str())?;
+        (!rest.split('/').any(|part| part == "..")).then(|| dir.join(rest))
+    });
+    let body = file.filter(|f| f.is_file()).and_then(|f| std::fs::read(f).ok());
+    log.lock().unwrap().push(path);
+    let status = if body.is_some() { "200 OK" } else { "404 Not Found" };
+    let body = body.unwrap_or_default();
+    let head = format!(
+        "HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
+        body.len()
+    );
+    let head_only = text.starts_with("HEAD ");
+    let _ = stream.write_all(head.as_bytes()).and_then(|()| {
+        if head_only {
+            return Ok(());
+        }
+        stream.write_all(&body)
+    });
+}
+
+/// A path of a URL without its percent signs.
+fn decoded(path: &str) -> String {
+    let mut out = Vec::new();
+    let mut rest = path.split(['?', '#']).next().unwrap_or_default().as_bytes();
+    while let [first, more @ ..] = rest {
+        let code = more.get(..2).and_then(|d| std::str::from_utf8(d).ok());
+        let code = code.and_then(|d| u8::from_str_radix(d, 16).ok());
+        match (first, code) {
+            (b'%', Some(byte)) => {
+                out.push(byte);
+                rest = &more[2..];
+            }
+            _ => {
+                out.push(*first);
+                rest = more;
+            }
+        }
+    }
+    String::from_utf8_lossy(&out).into_owned()
 }

@@ -138,7 +138,11 @@ fn dnf(source: &dyn Source, packages: &[Package]) -> Result<Option<History>> {
     const WENT: [i64; 4] = [3, 5, 7, 10];
     const REMOVE: i64 = 8;
     const REASON_CHANGE: i64 = 11;
-    /// Reasons: a dependency, a weak dependency.
+    /// Reasons: a dependency, a weak dependency. The others are user (2), clean (3) and group (5). A package of a group
+    /// counts as asked for: the group was, no package need require its members, and what libdnf keeps in `autoremove` are the
+    /// packages that have neither of these two reasons (`Swdb::filterUserinstalled`; dnf5 the same, where a change that left
+    /// groups out was turned down because `autoremove` would take them, its pull request 686). `dnf history userinstalled`
+    /// of dnf 4 asks another question, and prints the reasons user and unknown only.
     const NOT_ASKED: [i64; 2] = [1, 4];
     const DONE: i64 = 1;
 

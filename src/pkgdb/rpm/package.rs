@@ -407,6 +407,7 @@ fn conffiles(files: &[PackageFile]) -> Vec<Conffile> {
                 path: file.path.clone(),
                 digest: facts.digest.clone(),
                 obsolete: false,
+                missing_ok: facts.flags.missing_ok,
             });
         }
     }

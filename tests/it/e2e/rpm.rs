@@ -1,8 +1,11 @@
 //! A server of the rpm family (`tests/rpm-machine.sh`), judged by rpm and dnf.
 
+use super::strategy::{self, Buildah, Docker};
 use super::{Work, cache, ended, json, repository};
-use crate::support::{root, run, tools};
-use std::path::PathBuf;
+use crate::support::{FileServer, root, run, tools};
+use serde_json::Value;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 use vm2k::inventory;
@@ -38,11 +41,31 @@ fn rpm_machine(test: &str) -> Option<PathBuf> {
 }
 
 /// The lines of a file that a judge wrote, sorted.
-fn expected(dir: &std::path::Path, name: &str) -> Vec<String> {
+fn expected(dir: &Path, name: &str) -> Vec<String> {
     let text = std::fs::read_to_string(dir.join("expected").join(name)).unwrap();
     let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
     lines.sort();
     lines
+}
+
+/// As dnf writes it: `attr-1:2.5.1-4.x86_64`.
+fn nevra(package: &pkgdb::Package) -> String {
+    let epoch = package.epoch.filter(|e| *e > 0).map(|e| format!("{e}:"));
+    format!(
+        "{}-{}{}-{}.{}",
+        package.name,
+        epoch.unwrap_or_default(),
+        package.version,
+        package.release.as_deref().unwrap_or_default(),
+        package.arch.as_deref().unwrap_or_default()
+    )
+}
+
+/// The repository where the machine's own file expects it.
+fn served(dir: &Path) -> FileServer {
+    let arch = String::from_utf8(run(Command::new("rpm").args(["--eval", "%_arch"])).stdout).unwrap();
+    let at = format!("/pub/rocky/9/BaseOS/{}/os", arch.trim());
+    FileServer::start(&[(&at, &dir.join("repo"))])
 }
 
 #[test]
@@ -82,6 +105,20 @@ fn its_packages_are_those_of_rpm_and_dnf() {
     manual.sort();
     assert_eq!(manual, expected(&dir, "manual"));
     assert!(manual.len() > 10 && manual.len() < ours.len() / 2);
+    // A group was asked for, and its packages stay when dnf removes what nobody needs; `history userinstalled` leaves them out.
+    let of_group: Vec<String> = expected(&dir, "reasons")
+        .iter()
+        .filter_map(|line| line.strip_suffix(" group").map(str::to_owned))
+        .collect();
+    assert!(
+        of_group.len() > 5 && of_group.iter().all(|name| manual.contains(name)),
+        "{of_group:?}"
+    );
+    let userinstalled: BTreeSet<String> = expected(&dir, "userinstalled").into_iter().collect();
+    let asked = packages
+        .iter()
+        .filter(|p| p.manual == Some(true) && !of_group.contains(&p.name));
+    assert_eq!(asked.map(nevra).collect::<BTreeSet<_>>(), userinstalled);
     let mut from: Vec<String> = packages
         .iter()
         .map(|p| format!("{} {}", p.name, p.repository.as_deref().unwrap_or_default()))
@@ -164,4 +201,209 @@ fn it_converts_against_its_base_and_verifies() {
     // Files that the base has in the same package are not in the image again.
     let report = json(&std::fs::read(report).unwrap());
     eprintln!("{test}: {}", report["layers"]);
+}
+
+/// dnf is the judge: installing the roots onto the base's packages brings all that the machine has, but what its own
+/// `autoremove` would take.
+#[test]
+fn its_roots_bring_the_whole_machine() {
+    let test = "e2e::rpm::its_roots_bring_the_whole_machine";
+    let Some(dir) = rpm_machine(test) else { return };
+    let work = Work::new();
+    let disk = dir.join("disk.qcow2").display().to_string();
+    let scan = ended(&mut work.vm2k(["scan", "--json", &disk]));
+    let scan = json(&scan.expect(0).stdout);
+    let roots: Vec<&str> = scan["roots"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|r| r.as_str().unwrap())
+        .collect();
+    // Without a base image the package manager itself, and what it needs, stands for one.
+    for leaf in expected(&dir, "leaves").into_iter().filter(|leaf| leaf != "rpm") {
+        assert!(
+            roots.contains(&leaf.as_str()),
+            "{leaf} was asked for and nothing needs it: {roots:?}"
+        );
+    }
+    assert!(
+        roots.len() < expected(&dir, "packages.tsv").len() / 4,
+        "{roots:?}"
+    );
+    let base = work.path("base");
+    unpack_base(&dir, &base);
+    // The machine's stream of the module, as the build context has it.
+    let stream = "/etc/dnf/modules.d/greeter.module";
+    let text = ended(&mut work.vm2k(["cat", &disk, stream]));
+    std::fs::create_dir_all(base.join("etc/dnf/modules.d")).unwrap();
+    std::fs::write(base.join(&stream[1..]), &text.expect(0).stdout).unwrap();
+    let conf = work.path("dnf.conf");
+    let text = format!(
+        "[main]\nreposdir=/none\ncachedir={0}/cache\nlogdir={0}/logs\nplugins=0\ngpgcheck=0\ninstall_weak_deps=0\n\
+         module_platform_id=platform:el9\n[baseos]\nname=baseos\nbaseurl=file://{1}\n",
+        work.path("dnf").display(),
+        dir.join("repo").display()
+    );
+    std::fs::write(&conf, text).unwrap();
+    let home = work.path("home");
+    std::fs::create_dir(&home).unwrap();
+    std::fs::write(
+        home.join(".rpmmacros"),
+        "%_dbpath /var/lib/rpm\n%_db_backend sqlite\n",
+    )
+    .unwrap();
+    run(Command::new("dnf")
+        .env("HOME", &home)
+        .args(["-q", "-y", "--releasever=9", "-c"])
+        .arg(&conf)
+        .arg(format!("--installroot={}", base.display()))
+        .arg("install")
+        .args(&roots));
+    let list = run(Command::new("rpm")
+        .env("HOME", &home)
+        .arg("--root")
+        .arg(&base)
+        .args(["-qa", "--qf", "%{NAME}\\n"]));
+    let installed: BTreeSet<String> = String::from_utf8(list.stdout)
+        .unwrap()
+        .lines()
+        .map(str::to_owned)
+        .collect();
+    let packages = expected(&dir, "packages.tsv");
+    let lost: Vec<&str> = packages
+        .iter()
+        .filter_map(|line| line.split('\t').next())
+        .filter(|name| !installed.contains(*name))
+        .collect();
+    assert_eq!(lost, expected(&dir, "unneeded"));
+}
+
+/// Unpacks the one layer of the base.
+fn unpack_base(dir: &Path, to: &Path) {
+    std::fs::create_dir(to).unwrap();
+    run(Command::new("tar")
+        .args(["--numeric-owner", "--xattrs", "--xattrs-include=*", "-xzf"])
+        .arg(last_layer(&dir.join("base")))
+        .arg("-C")
+        .arg(to));
+}
+
+/// The blob of the last layer of a layout's one image.
+fn last_layer(layout: &Path) -> PathBuf {
+    let blob = |digest: &Value| {
+        layout
+            .join("blobs")
+            .join(digest.as_str().unwrap().replace(':', "/"))
+    };
+    let index = json(&std::fs::read(layout.join("index.json")).unwrap());
+    let manifest = json(&std::fs::read(blob(&index["manifests"][0]["digest"])).unwrap());
+    blob(&manifest["layers"].as_array().unwrap().last().unwrap()["digest"])
+}
+
+/// What `--strategy dockerfile` makes of the machine with the engine that `command` speaks with.
+fn built(test: &str, dir: &Path, work: &Work, mut command: Command) {
+    let server = served(dir);
+    let disk = dir.join("disk.qcow2").display().to_string();
+    let image = work.output("oci", "image:rocky");
+    let (file, context) = (work.path("out/report.json"), work.path("out/context"));
+    ended(
+        command
+            .args([
+                "convert",
+                &disk,
+                "--base",
+                &format!("oci:{}:9", dir.join("base").display()),
+            ])
+            .args(["--strategy", "dockerfile", "--build-network", "host"])
+            .args(["--mirror", &format!("http://dl.example.org={}", server.address)])
+            .args(["-o", &image, "--context"])
+            .arg(&context)
+            .arg("--report")
+            .arg(&file),
+    )
+    .expect(0);
+    assert!(
+        server
+            .asked
+            .lock()
+            .unwrap()
+            .iter()
+            .any(|path| path.ends_with(".rpm")),
+        "the build asked it"
+    );
+    // The judge of everything: scriptlets, capabilities, links, ghosts, the module's state and the alternatives too.
+    ended(&mut work.vm2k(["verify", &disk, &image])).expect(0);
+    let report = strategy::report(&file);
+    let sizes = &report["sizes"];
+    let percent = sizes["rest_percent"].as_f64().unwrap();
+    eprintln!("{test}: {percent:.1} % are left: {sizes}");
+    assert!(percent < 15.0, "{sizes}");
+
+    let text = std::fs::read_to_string(context.join("Dockerfile")).unwrap();
+    let arch = String::from_utf8(run(Command::new("rpm").args(["--eval", "%_arch"])).stdout).unwrap();
+    let words = [
+        format!("greeter-1:2.0-1.module_el9.{}", arch.trim()),
+        "greeter-extras-2.0-1.el9.noarch".to_owned(),
+    ];
+    for word in words {
+        assert!(text.contains(&word), "{word}: {text}");
+    }
+    let decided = json(&std::fs::read(context.join("report.json")).unwrap());
+    for package in decided["packages"].as_array().unwrap() {
+        let rung = package["rung"].as_str().unwrap();
+        assert!(matches!(rung, "base" | "live"), "{package}");
+    }
+    // Packages brought these, with their capabilities, modes, links and times; the machine's own the others.
+    let list = run(Command::new("tar")
+        .arg("-tf")
+        .arg(last_layer(&work.path("out/image"))));
+    let rest: BTreeSet<String> = String::from_utf8_lossy(&list.stdout)
+        .lines()
+        .map(str::to_owned)
+        .collect();
+    for path in [
+        "usr/bin/greeter-ping",
+        "usr/bin/greeter",
+        "usr/bin/greet",
+        "usr/lib64/libgreeter.so.2",
+        "usr/sbin/nginx",
+    ] {
+        assert!(!rest.contains(path), "{path} is in the last layer");
+    }
+    for path in [
+        "etc/greeter.conf",
+        "etc/alternatives/greetings",
+        "var/lib/alternatives/greetings",
+        "srv/app/data",
+    ] {
+        assert!(rest.contains(path), "{path} is not in the last layer: {rest:?}");
+    }
+}
+
+#[test]
+fn its_dockerfile_builds_with_buildah() {
+    let test = "e2e::rpm::its_dockerfile_builds_with_buildah";
+    let Some(dir) = rpm_machine(test).filter(|_| tools(test, &["buildah"])) else {
+        return;
+    };
+    let work = Work::new();
+    let buildah = Buildah::new(&work);
+    let mut command = buildah.vm2k(&work);
+    command.args(["--quiet"]);
+    built(test, &dir, &work, command);
+    buildah.is_empty();
+}
+
+#[test]
+fn its_dockerfile_builds_with_a_docker_engine() {
+    let test = "e2e::rpm::its_dockerfile_builds_with_a_docker_engine";
+    let Some(dir) = rpm_machine(test).filter(|_| tools(test, &["docker", "dockerd"])) else {
+        return;
+    };
+    let work = Work::new();
+    let docker = Docker::start(&work);
+    let mut command = work.vm2k([] as [&str; 0]);
+    command.env("DOCKER_HOST", docker.host());
+    built(test, &dir, &work, command);
+    docker.holds(&[]);
 }

@@ -11,13 +11,13 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// A Docker Engine of one test, with everything it has in the test's directory.
-struct Docker {
+pub(super) struct Docker {
     dir: PathBuf,
     process: Child,
 }
 
 impl Docker {
-    fn start(work: &Work) -> Self {
+    pub(super) fn start(work: &Work) -> Self {
         let dir = work.path("docker");
         std::fs::create_dir_all(&dir).unwrap();
         let log = std::fs::File::create(dir.join("log")).unwrap();
@@ -56,7 +56,7 @@ impl Docker {
         std::fs::set_permissions(docker.dir.join("sock"), std::fs::Permissions::from_mode(0o666)).unwrap();
         docker
     }
-    fn host(&self) -> String {
+    pub(super) fn host(&self) -> String {
         format!("unix://{}", self.dir.join("sock").display())
     }
     fn command(&self, arguments: &[&str]) -> Command {
@@ -72,7 +72,7 @@ impl Docker {
     }
     /// Fails unless the engine holds these images, and no container.
     #[track_caller]
-    fn holds(&self, images: &[&str]) {
+    pub(super) fn holds(&self, images: &[&str]) {
         let found = self.says(&["images", "--all", "--format", "{{.Repository}}:{{.Tag}}"]);
         let mut found: Vec<&str> = found.lines().collect();
         found.sort_unstable();
@@ -120,12 +120,12 @@ fn unmount(dir: &Path) {
 }
 
 /// The storage of buildah of one test.
-struct Buildah {
+pub(super) struct Buildah {
     dir: PathBuf,
 }
 
 impl Buildah {
-    fn new(work: &Work) -> Self {
+    pub(super) fn new(work: &Work) -> Self {
         let dir = work.path("buildah");
         std::fs::create_dir_all(&dir).unwrap();
         let storage = Self { dir };
@@ -154,14 +154,14 @@ impl Buildah {
     }
     /// Fails unless the storage is empty.
     #[track_caller]
-    fn is_empty(&self) {
+    pub(super) fn is_empty(&self) {
         for arguments in [&["containers", "--quiet"][..], &["images", "--all", "--quiet"]] {
             let output = run(&mut self.command(arguments));
             assert_eq!(String::from_utf8_lossy(&output.stdout), "", "{arguments:?}");
         }
     }
     /// vm2k as root, which building with buildah needs without subordinate ids.
-    fn vm2k(&self, work: &Work) -> Command {
+    pub(super) fn vm2k(&self, work: &Work) -> Command {
         let mut command = Command::new(program());
         command
             .env("VM2K_STORE", work.path("store"))
@@ -205,7 +205,7 @@ fn verified(work: &Work, machine: &Machine, image: &str) {
 }
 
 /// The report of a conversion, with what every one must show.
-fn report(path: &Path) -> Value {
+pub(super) fn report(path: &Path) -> Value {
     let report = json(&std::fs::read(path).unwrap());
     assert_eq!(report["strategy"], "dockerfile");
     let sizes = &report["sizes"];
