@@ -163,14 +163,7 @@ pub(super) fn run(common: &Common, arguments: &Arguments, ui: &Ui) -> anyhow::Re
     } else {
         print!(
             "{}",
-            table(
-                &prepared,
-                &layers,
-                &report["sizes"],
-                &outputs,
-                &*opened.source,
-                weights
-            )
+            table(&prepared, &layers, &report, &outputs, &*opened.source, weights)
         );
     }
     clean &= prepared.plan.unsaid.is_empty() && skipped.is_empty();
@@ -358,7 +351,10 @@ fn table(
     }
     line(layers_table.trim_fmt());
     if let (Some(on_top), Some(weights)) = (&prepared.on_top, weights) {
-        let size = |of: &str| text::bytes(report["sizes"][of].as_u64().unwrap_or(0));
+        let size = |of: &str| {
+            let size = report.pointer(&format!("/sizes/{of}"));
+            text::bytes(size.and_then(serde_json::Value::as_u64).unwrap_or(0))
+        };
         line(format!(
             "the image has {} compressed: {} base, {} built, {} rest layer",
             size("image"),
@@ -374,7 +370,8 @@ fn table(
             weights.percent()
         ));
     }
-    for skipped in report["skipped"].as_array().into_iter().flatten() {
+    let skipped = report.get("skipped").and_then(serde_json::Value::as_array);
+    for skipped in skipped.into_iter().flatten() {
         line(format!(
             "in the rest layer: {}",
             skipped.as_str().unwrap_or_default()
