@@ -23,7 +23,8 @@ fuzz_target!(|bytes: &[u8]| {
         return;
     };
     assert!(!listing.packages.is_empty(), "no packages, ok");
-    pkgdb::apk::architecture(&source, &listing.packages);
+    let database = pkgdb::Database::named("apk").expect("a row");
+    let _ = database.native(&source, &listing.packages);
     pkgdb::owners(source.tree(), &listing.packages);
     pkgdb::changed_conffiles(&source, &listing.packages).expect("files in memory are readable");
 });

@@ -1,57 +1,16 @@
 //! `vm2k convert`: a machine becomes an image.
 
-use super::{Common, strategy, target, text, ui::Ui};
-use crate::convert::{
-    BaseChoice, BuiltLayer, Machine, Options, Prepared, Weights, assemble, build, prepare, weigh,
-};
+use super::{Common, decisions::Decisions, strategy, target, text, ui::Ui};
+use crate::convert::{BuiltLayer, Machine, Prepared, Weights, assemble, build, prepare, weigh};
 use crate::dockerfile;
-use crate::error::{Error, code};
-use crate::layer::Settings;
+use crate::error::code;
 use crate::layer::compress::Compression;
 use crate::oci::{self, NewImage, Output};
 use crate::plan::document::Document;
-use crate::plan::rules::Profile;
 use crate::source::Source;
-use crate::store::Store;
 use anyhow::Context;
-use clap::{Args, ValueEnum};
+use clap::Args;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-
-/// What decides about an image; `plan` takes the same.
-#[derive(Debug, Args)]
-pub(super) struct Decisions {
-    /// The machine: a disk file, several disks of one machine (disk1.qcow2+disk2.qcow2), or dir:PATH
-    pub(super) target: String,
-    /// The base image: auto, none, or an image such as oci:DIR:TAG or docker.io/library/debian:12
-    #[arg(long, default_value = "auto", value_name = "IMAGE")]
-    base: String,
-    /// How much of the machine goes in
-    #[arg(long, value_enum, default_value_t)]
-    profile: ProfileArgument,
-    /// Keep what a rule would leave out: a glob of paths, as in '/var/log/app/**'
-    #[arg(long, value_name = "GLOB")]
-    keep: Vec<String>,
-    /// Leave out more
-    #[arg(long, value_name = "GLOB")]
-    drop: Vec<String>,
-    /// The service that the container runs, by the name of its unit
-    #[arg(long = "service", value_name = "NAME")]
-    services: Vec<String>,
-    /// Put secrets of this rule into the image all the same (`all`: of every rule)
-    #[arg(long, value_name = "RULE")]
-    allow_secrets: Vec<String>,
-}
-
-/// See [`Profile`].
-#[derive(Debug, Clone, Copy, ValueEnum, Default)]
-pub(super) enum ProfileArgument {
-    /// All but what cannot be in an image, identity and secrets
-    Faithful,
-    /// Also without kernel, boot loader, firmware, caches, logs and temporary files
-    #[default]
-    Container,
-}
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
@@ -87,56 +46,6 @@ const CONTEXT: &str = "dockerfile:";
 
 /// The `schema` of the report.
 const SCHEMA: &str = "vm2k.convert/1";
-
-impl Decisions {
-    /// The options that these arguments mean.
-    pub(super) fn options(
-        &self,
-        common: &Common,
-        store: &Arc<Store>,
-        plan: Option<Document>,
-        compression: Compression,
-    ) -> anyhow::Result<Options> {
-        let base = match self.base.as_str() {
-            "auto" => BaseChoice::Auto,
-            "none" => BaseChoice::None,
-            image => BaseChoice::Image(oci::Reference::parse_base(image)?),
-        };
-        let profile = match self.profile {
-            ProfileArgument::Faithful => Profile::Faithful,
-            ProfileArgument::Container => Profile::Container,
-        };
-        Ok(Options {
-            base,
-            profile,
-            keep: self.keep.clone(),
-            drop: self.drop.clone(),
-            allow_secrets: self.allow_secrets.clone(),
-            services: self.services.clone(),
-            plan,
-            layers: Settings {
-                compression,
-                jobs: common.jobs(),
-                clamp: source_date_epoch()?,
-            },
-            images: target::image_options(common, store),
-        })
-    }
-}
-
-/// SOURCE_DATE_EPOCH of reproducible-builds.org, in seconds.
-fn source_date_epoch() -> anyhow::Result<Option<i64>> {
-    match std::env::var("SOURCE_DATE_EPOCH") {
-        Err(_) => Ok(None),
-        Ok(text) => match text.trim().parse() {
-            Ok(seconds) => Ok(Some(seconds)),
-            Err(_) => Err(Error::usage(format!(
-                "SOURCE_DATE_EPOCH is {text:?}, which is no number of seconds"
-            ))
-            .into()),
-        },
-    }
-}
 
 pub(super) fn run(common: &Common, arguments: &Arguments, ui: &Ui) -> anyhow::Result<u8> {
     let edited = match &arguments.plan {
@@ -177,6 +86,7 @@ pub(super) fn run(common: &Common, arguments: &Arguments, ui: &Ui) -> anyhow::Re
         print!("{}", prepared.document.to_yaml()?);
         return Ok(code::DONE);
     }
+    let mut clean = opened.source.problems().is_empty();
     for dir in &contexts {
         let options_of = dockerfile::Options {
             offline: common.offline,
@@ -202,19 +112,17 @@ pub(super) fn run(common: &Common, arguments: &Arguments, ui: &Ui) -> anyhow::Re
             let json = serde_json::to_vec_pretty(&report)?;
             std::fs::write(path, json).with_context(|| format!("writing {}", path.display()))?;
         }
-        if outputs.is_empty() && !report.unsaid.is_empty() {
-            return Ok(code::DIFFERS);
-        }
+        clean &= report.is_clean();
     }
     if outputs.is_empty() && !contexts.is_empty() {
-        let clean = opened.source.problems().is_empty();
         return Ok(if clean { code::DONE } else { code::DIFFERS });
     }
     let outputs = match outputs.is_empty() {
         true => vec![default_output(&prepared)?],
         false => outputs,
     };
-    prepared = strategy::apply(
+    let skipped;
+    (prepared, skipped) = strategy::apply(
         common,
         &arguments.strategy,
         machine,
@@ -236,7 +144,15 @@ pub(super) fn run(common: &Common, arguments: &Arguments, ui: &Ui) -> anyhow::Re
         Some(_) => Some(weigh(&*opened.source, &prepared)?),
         None => None,
     };
-    let report = report(&prepared, &layers, &image, &outputs, &*opened.source, weights);
+    let report = report(
+        &prepared,
+        &layers,
+        &image,
+        &outputs,
+        &*opened.source,
+        weights,
+        &skipped,
+    );
     if let Some(path) = &arguments.report {
         let mut json = serde_json::to_vec_pretty(&report)?;
         json.push(b'\n');
@@ -247,10 +163,10 @@ pub(super) fn run(common: &Common, arguments: &Arguments, ui: &Ui) -> anyhow::Re
     } else {
         print!(
             "{}",
-            table(&prepared, &layers, &outputs, &*opened.source, weights)
+            table(&prepared, &layers, &report, &outputs, &*opened.source, weights)
         );
     }
-    let clean = opened.source.problems().is_empty() && prepared.plan.unsaid.is_empty();
+    clean &= prepared.plan.unsaid.is_empty() && skipped.is_empty();
     Ok(if clean { code::DONE } else { code::DIFFERS })
 }
 
@@ -294,6 +210,7 @@ fn report(
     outputs: &[Output],
     source: &dyn Source,
     weights: Option<Weights>,
+    skipped: &[String],
 ) -> serde_json::Value {
     let document = &prepared.document;
     let left_out: Vec<_> = prepared
@@ -332,6 +249,7 @@ fn report(
         "left_out": left_out,
         "rewritten": document.rewritten,
         "unsaid": document.unsaid,
+        "skipped": skipped,
         "problems": problems,
     })
 }
@@ -359,6 +277,7 @@ fn sizes(
 fn table(
     prepared: &Prepared,
     layers: &[BuiltLayer],
+    report: &serde_json::Value,
     outputs: &[Output],
     source: &dyn Source,
     weights: Option<Weights>,
@@ -432,12 +351,30 @@ fn table(
     }
     line(layers_table.trim_fmt());
     if let (Some(on_top), Some(weights)) = (&prepared.on_top, weights) {
+        let size = |of: &str| {
+            let size = report.pointer(&format!("/sizes/{of}"));
+            text::bytes(size.and_then(serde_json::Value::as_u64).unwrap_or(0))
+        };
+        line(format!(
+            "the image has {} compressed: {} base, {} built, {} rest layer",
+            size("image"),
+            size("base"),
+            size("built"),
+            size("rest")
+        ));
         line(format!(
             "built by {}; the rest layer holds {} of the machine's {}: {:.1} %",
             on_top.engine,
             text::bytes(weights.rest),
             text::bytes(weights.machine),
             weights.percent()
+        ));
+    }
+    let skipped = report.get("skipped").and_then(serde_json::Value::as_array);
+    for skipped in skipped.into_iter().flatten() {
+        line(format!(
+            "in the rest layer: {}",
+            skipped.as_str().unwrap_or_default()
         ));
     }
     if !document.left_out.is_empty() {

@@ -1,6 +1,7 @@
 //! `vm2k dockerfile`: a build context of a machine.
 
-use super::{Common, convert::Decisions, target, text, ui::Ui};
+use super::decisions::{Decisions, mirror};
+use super::{Common, target, text, ui::Ui};
 use crate::convert::{Machine, Prepared, prepare};
 use crate::dockerfile::ladder::Rung;
 use crate::dockerfile::{Options, Report, write_context};
@@ -28,20 +29,6 @@ pub(super) struct Arguments {
     /// Write the same document to a file
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
-}
-
-/// `FROM=TO`, both the beginnings of URLs.
-pub(super) fn mirror(text: &str) -> Result<(String, String), String> {
-    let bad = || format!("{text:?} is not FROM=TO with two URLs of http or https");
-    let (from, to) = text.split_once('=').ok_or_else(bad)?;
-    let plain = |url: &str| {
-        let web = url.starts_with("http://") || url.starts_with("https://");
-        web && !url.contains(|c: char| c.is_whitespace() || c.is_control() || c == '@')
-    };
-    match plain(from) && plain(to) {
-        true => Ok((from.to_owned(), to.to_owned())),
-        false => Err(bad()),
-    }
 }
 
 pub(super) fn run(common: &Common, arguments: &Arguments, ui: &Ui) -> anyhow::Result<u8> {
@@ -86,7 +73,7 @@ pub(super) fn run(common: &Common, arguments: &Arguments, ui: &Ui) -> anyhow::Re
     } else {
         print!("{}", table(&report, &prepared, &arguments.output));
     }
-    let clean = opened.source.problems().is_empty() && report.unsaid.is_empty();
+    let clean = opened.source.problems().is_empty() && report.is_clean();
     Ok(if clean { code::DONE } else { code::DIFFERS })
 }
 
@@ -94,6 +81,17 @@ pub(super) fn run(common: &Common, arguments: &Arguments, ui: &Ui) -> anyhow::Re
 fn is_image_name(text: &str) -> bool {
     let plain = |c: char| c.is_ascii_alphanumeric() || "._-/:@".contains(c);
     !text.is_empty() && text.chars().all(plain) && !text.starts_with('-')
+}
+
+/// The repositories that did not answer, a line each.
+pub(super) fn silent(report: &Report) -> impl Iterator<Item = String> {
+    report.silent().map(|(repository, why)| {
+        format!(
+            "no answer: {}: {}",
+            Escaped(repository.as_bytes()),
+            Escaped(why.as_bytes())
+        )
+    })
 }
 
 /// What the context holds, for people.
@@ -132,14 +130,11 @@ pub(super) fn table(report: &Report, prepared: &Prepared, dir: &Path) -> String 
             text::count(rest.deleted)
         ));
     }
-    for answer in report.repositories.iter().chain(&report.archives) {
-        if let Some(why) = &answer.failure {
-            out.push_str(&format!(
-                "no answer: {}: {}\n",
-                Escaped(answer.repository.as_bytes()),
-                Escaped(why.as_bytes())
-            ));
-        }
+    for line in silent(report) {
+        out.push_str(&format!("{line}\n"));
+    }
+    for line in &report.skipped {
+        out.push_str(&format!("in the rest layer: {line}\n"));
     }
     for line in &report.unsaid {
         out.push_str(&format!("not in the Dockerfile: {line}\n"));
@@ -159,14 +154,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn mirrors_and_names() {
-        assert_eq!(
-            mirror("http://a/x=https://b").unwrap(),
-            ("http://a/x".to_owned(), "https://b".to_owned())
-        );
-        for bad in ["http://a", "a=b", "http://a=http://u:p@b", "http://a=http://b c"] {
-            assert!(mirror(bad).is_err(), "{bad}");
-        }
+    fn names_of_images() {
         assert!(is_image_name("localhost:5000/a/b:1@sha256:00"));
         assert!(!is_image_name("a b") && !is_image_name("$X") && !is_image_name(""));
     }

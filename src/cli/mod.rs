@@ -5,6 +5,7 @@
 
 mod cat;
 mod convert;
+mod decisions;
 mod diff;
 mod dockerfile;
 mod hosts;

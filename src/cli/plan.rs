@@ -1,6 +1,6 @@
 //! `vm2k plan`: what convert would do.
 
-use super::{Common, convert::Decisions, target, ui::Ui};
+use super::{Common, decisions::Decisions, target, ui::Ui};
 use crate::convert::{Machine, prepare};
 use crate::error::{Error, code};
 use crate::layer::compress::Compression;

@@ -3,9 +3,9 @@
 use super::{text, ui::Ui};
 use crate::distro::Distros;
 use crate::error::{Error, Escaped};
-use crate::graph::{self, Aside, Facts, Graph, Pruned, draw};
+use crate::graph::{self, Aside, Graph, Proved, Pruned, Under, draw};
 use crate::inventory::Inventory;
-use crate::pkgdb::{DATABASES, Package};
+use crate::pkgdb::{Database, Package};
 use std::path::Path;
 
 /// The graph of a machine, pruned.
@@ -25,33 +25,13 @@ impl<'a> Roots<'a> {
     /// Builds, prunes and proves; `None` for a machine whose packages are not known. No base image is looked at: what the
     /// system cannot be without stands for it.
     pub(super) fn find(inventory: &'a Inventory, distros: &Distros) -> anyhow::Result<Option<Self>> {
-        let database = DATABASES.iter().find(|d| Some(d.name) == inventory.database);
+        let database = inventory.database.and_then(Database::named);
         let (Some(packages), Some(database)) = (inventory.packages.as_deref(), database) else {
             return Ok(None);
         };
         let distro = inventory.os.distro.as_deref().and_then(|id| distros.get(id));
-        let graph = Graph::build(packages, database, &[]);
-        let globs = graph::globs(distros, distro)?;
-        let base = graph::system(packages);
-        let facts = Facts {
-            base: &base,
-            not_in_containers: &globs,
-        };
-        let pruned = graph::prune(&graph, packages, &facts);
-        let native = graph::native_arch(packages);
-        let labels: Vec<String> = packages.iter().map(|p| graph::label(p, native)).collect();
-        let lost = pruned.lost(&graph, &facts);
-        if !lost.is_empty() {
-            let names: Vec<&str> = lost
-                .iter()
-                .filter_map(|p| labels.get(*p))
-                .map(String::as_str)
-                .collect();
-            anyhow::bail!(
-                "the proof of the pruning failed: the roots do not bring {}",
-                names.join(", ")
-            );
-        }
+        let Proved { graph, pruned } = graph::find(packages, database, Under::System, distros, distro)?;
+        let labels: Vec<String> = packages.iter().map(|p| graph.label(p)).collect();
         Ok(Some(Self {
             packages,
             graph,

@@ -6,6 +6,7 @@ use crate::distro::Distros;
 use crate::dockerfile::{self, write_context};
 use crate::engine::{self, Choice};
 use crate::error::{Error, HintExt};
+use crate::progress::Progress;
 use crate::scratch::Scratch;
 use crate::store::Store;
 use clap::{Args, ValueEnum};
@@ -47,7 +48,7 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "DIR")]
     context: Option<PathBuf>,
     /// In the build, ask for packages at TO where a repository's URL begins with FROM; may be repeated
-    #[arg(long, value_name = "FROM=TO", value_parser = super::dockerfile::mirror)]
+    #[arg(long, value_name = "FROM=TO", value_parser = super::decisions::mirror)]
     mirror: Vec<(String, String)>,
     /// The network of the build's commands, as the engine calls it: host, none, ...
     #[arg(long, value_name = "NETWORK")]
@@ -72,7 +73,7 @@ impl Arguments {
     }
 }
 
-/// What `prepared` becomes with the strategy of `arguments`.
+/// What `prepared` becomes with the strategy of `arguments`, and what was skipped on the way.
 #[expect(
     clippy::too_many_arguments,
     reason = "each is a different thing, and all are needed"
@@ -86,9 +87,9 @@ pub(super) fn apply(
     distros: &Distros,
     store: &Arc<Store>,
     ui: &Ui,
-) -> anyhow::Result<Prepared> {
+) -> anyhow::Result<(Prepared, Vec<String>)> {
     if arguments.strategy == Strategy::Layers {
-        return Ok(prepared);
+        return Ok((prepared, Vec::new()));
     }
     let (dir, scratch) = match &arguments.context {
         Some(dir) => (dir.clone(), None),
@@ -105,6 +106,7 @@ pub(super) fn apply(
         }
     };
     let ours = !dir.join("Dockerfile").exists();
+    let mut skipped = Vec::new();
     if ours {
         let wanted = dockerfile::Options {
             rest: false,
@@ -113,9 +115,13 @@ pub(super) fn apply(
             ..dockerfile::Options::default()
         };
         let report = write_context(&dir, machine, &prepared, options, &wanted, distros, store, ui)?;
+        for line in super::dockerfile::silent(&report) {
+            ui.warn(&line);
+        }
         for note in report.notes.iter().chain(&report.unsaid) {
             ui.note(note);
         }
+        skipped = report.skipped;
     }
     let building = Building {
         engine: arguments.engine(),
@@ -136,6 +142,6 @@ pub(super) fn apply(
                 dir.display()
             ))
         }
-        built => built,
+        built => Ok((built?, skipped)),
     }
 }

@@ -1,6 +1,6 @@
 //! The second way: an engine builds what the package manager brings, and the last layer is what the machine has otherwise.
 
-use super::{Base, Machine, Options, Own, Prepared, decide};
+use super::{Base, Machine, Options, Prepared, decide};
 use crate::engine::{self, Built, Choice, Request};
 use crate::error::{Error, Result};
 use crate::layer::Settings;
@@ -81,13 +81,15 @@ pub fn build_context(
     let Prepared {
         inventory,
         base,
+        own,
         known,
         ..
     } = prepared;
     let mut prepared = decide(
         machine,
         options,
-        Own::find(machine.source, options, inventory)?,
+        inventory,
+        own,
         base,
         Some(&under),
         known,

@@ -102,6 +102,8 @@ pub struct Prepared {
     pub image: Tree,
     /// What an engine put between the base and the new layers.
     pub on_top: Option<OnTop>,
+    /// What the plan was made from, beside the inventory.
+    own: Own,
     /// Hashes of the machine's contents, as far as they are known.
     known: Known,
 }
@@ -124,17 +126,21 @@ pub fn prepare(
     // The base is read while everything is found out that does not depend on it.
     let (own, base) = std::thread::scope(|scope| {
         let base = scope.spawn(|| find_base(&os, options, store, distros, progress));
-        let own = inventory::complete(source, distros, first)
-            .map_err(Into::into)
-            .and_then(|inventory| Own::find(source, options, inventory));
+        let own = || -> anyhow::Result<(Own, Inventory)> {
+            let inventory = inventory::complete(source, distros, first)?;
+            Ok((Own::find(source, options, &inventory)?, inventory))
+        };
+        let own = own();
         let base = base
             .join()
             .unwrap_or_else(|_| Err(Error::unsupported("the thread that reads the base failed").into()));
         (own, base)
     });
-    let (own, base) = (own?, base?);
+    let ((own, inventory), base) = (own?, base?);
     let known = remembered(machine, store);
-    decide(machine, options, own, base, None, known, store, progress)
+    decide(
+        machine, options, inventory, own, base, None, known, store, progress,
+    )
 }
 
 /// Compares the machine with what lies below the new layers, the built image `under` or else the base, and plans. On a built
@@ -146,6 +152,7 @@ pub fn prepare(
 fn decide(
     machine: Machine<'_>,
     options: &Options,
+    inventory: Inventory,
     own: Own,
     base: Option<Base>,
     under: Option<&ImageSource>,
@@ -154,7 +161,7 @@ fn decide(
     progress: &dyn Progress,
 ) -> anyhow::Result<Prepared> {
     let source = machine.source;
-    let (inventory, rules) = (own.inventory, own.rules);
+    let rules = &own.rules;
     let nothing = Tree::new(Vec::new());
     let below = under.or(base.as_ref().map(|b| &b.source));
     let base_tree = below.map_or(&nothing, |b| b.tree());
@@ -183,7 +190,7 @@ fn decide(
             check_fits(edited, &own.tree, base.as_ref())?;
             edited.left_out(&own.left_out)?
         }
-        None => own.left_out,
+        None => own.left_out.clone(),
     };
     let listed = inventory.packages.as_deref().unwrap_or_default();
     let mut packages = package_facts(listed, base.as_ref(), options.plan.as_ref(), store)?;
@@ -197,7 +204,7 @@ fn decide(
         diff: &diff,
         left_out,
         ignored: &|path| rules.ignored(path),
-        rewritten: own.rewritten,
+        rewritten: own.rewritten.clone(),
         owner: &|path| {
             owners
                 .of(path)
@@ -213,7 +220,7 @@ fn decide(
     let (findings, (image, left_out, layers)) = std::thread::scope(|scope| {
         let check = scope.spawn(|| crate::plan::check(&plan, source.tree(), base_tree, &ignored));
         let (image, _) = image_tree(source.tree(), &plan.left_out, &plan.rewritten);
-        let left_out = document::left_out(&plan.left_out, source.tree(), &rules);
+        let left_out = document::left_out(&plan.left_out, source.tree(), rules);
         let layers = document::layers(&plan, &image);
         let findings = check.join();
         let failed = |_| vec!["the check failed".to_owned()];
@@ -231,7 +238,7 @@ fn decide(
         schema: document::SCHEMA.into(),
         machine: MachineRef {
             name: source.name(),
-            tree: own.tree,
+            tree: own.tree.clone(),
         },
         base: base.as_ref().map(|b| b.reference.clone()),
         profile: options.plan.as_ref().map_or(options.profile, |p| p.profile),
@@ -256,13 +263,13 @@ fn decide(
         document,
         image,
         on_top: None,
+        own,
         known,
     })
 }
 
-/// What a plan needs to know of the machine alone, whatever its base is.
+/// What a plan needs to know of the machine alone beside its inventory, whatever lies below the new layers.
 struct Own {
-    inventory: Inventory,
     rules: Rules,
     /// Names the machine's tree (`document::tree_id`).
     tree: String,
@@ -274,11 +281,11 @@ struct Own {
 }
 
 impl Own {
-    fn find(source: &dyn Source, options: &Options, inventory: Inventory) -> anyhow::Result<Self> {
+    fn find(source: &dyn Source, options: &Options, inventory: &Inventory) -> anyhow::Result<Self> {
         let rules = Rules::new(options.profile, &options.keep, &options.drop)?;
         let left_out = match &options.plan {
             Some(_) => rules.unsayable(source.tree()),
-            None => with_secrets(rules.left_out(source.tree()), &inventory, options),
+            None => with_secrets(rules.left_out(source.tree()), inventory, options),
         };
         let rewritten = match options.allows(redact::RULE) {
             true => BTreeMap::new(),
@@ -288,7 +295,6 @@ impl Own {
         let changed = pkgdb::changed_conffiles(source, listed)?.into_iter().collect();
         Ok(Self {
             tree: document::tree_id(source.tree()),
-            inventory,
             rules,
             left_out,
             rewritten,

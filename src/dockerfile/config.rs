@@ -1,10 +1,9 @@
 //! What a Dockerfile says besides its commands: the base, the machine in words, repositories, labels and config.
 
-use super::context::Options;
 use super::ladder::Rung;
 use super::supply::Supply;
 use super::words::{counted, pair, wrapped};
-use super::{From, Recipe, Repositories, Runs};
+use super::{From, Options, Recipe, Repositories, Runs};
 use crate::convert::{self, Prepared};
 use crate::error::Escaped;
 use crate::oci::Reference;

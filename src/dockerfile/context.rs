@@ -5,16 +5,17 @@ use super::directory::{Context, check};
 use super::ladder::{Role, Rung};
 use super::rest::rest_layer;
 use super::supply::{self, Supply};
-use super::words::{counted, groups, wrapped};
-use super::{Recipe, Rest, remove, render, sources, tool_of};
+use super::words::{counted, groups, pair, wrapped};
+use super::{Options, Recipe, Rest, remove, render, sources, tool_of};
 use crate::calendar::Civil;
 use crate::convert::{self, Machine, Prepared};
-use crate::distro::{Distro, Distros, MachineFacts, PackageTool};
-use crate::error::{Error, Escaped, Result};
-use crate::graph::{self, Aside, Graph, Pruned};
+use crate::distro::{Distros, MachineFacts, PackageTool};
+use crate::error::{Error, Escaped};
+use crate::graph::{self, Aside, Proved, Under};
 use crate::layer::compress::Compression;
 use crate::layer::{self, Material, Settings};
-use crate::pkgdb::{self, Package};
+use crate::pkgdb::{self, Database, Package};
+use crate::plan::note::{LABEL, Note};
 use crate::progress::Progress;
 use crate::repository::Answer;
 use crate::source::Source;
@@ -27,34 +28,6 @@ use std::sync::Arc;
 
 /// The `schema` of `report.json`.
 pub const SCHEMA: &str = "vm2k.dockerfile/1";
-
-/// What the user asks for, besides what a conversion takes.
-#[derive(Debug, Clone)]
-pub struct Options {
-    /// True for a context that is whole by itself: with the rest layer, and with what must be deleted before it. False where
-    /// the caller compares the built image with the machine and adds a layer.
-    pub rest: bool,
-    /// The packages that somebody asked for, as indexes into the inventory's list; `None`: the roots of their graph.
-    pub roots: Option<Vec<usize>>,
-    /// Ask no repository: every version is taken to be served.
-    pub offline: bool,
-    /// Replacements of the beginning of repositories' URLs, for asking and for building.
-    pub mirrors: Vec<(String, String)>,
-    /// What stands behind `FROM`; `None`: the base's name with its digest, or a name of this machine if no registry has it.
-    pub from: Option<String>,
-}
-
-impl Default for Options {
-    fn default() -> Self {
-        Self {
-            rest: true,
-            roots: None,
-            offline: false,
-            mirrors: Vec::new(),
-            from: None,
-        }
-    }
-}
 
 /// One package in the report.
 #[derive(Debug, Clone, Serialize)]
@@ -130,10 +103,25 @@ pub struct Report {
     pub removed: Vec<RemovedPackage>,
     /// The rest layer; `None` if it was not asked for.
     pub rest: Option<RestReport>,
+    /// What went into the rest layer while a repository was silent, which may serve it.
+    pub skipped: Vec<String>,
     /// What a Dockerfile cannot say.
     pub unsaid: Vec<String>,
     /// What people should know.
     pub notes: Vec<String>,
+}
+
+impl Report {
+    /// True if nothing was skipped, and the Dockerfile says all.
+    pub fn is_clean(&self) -> bool {
+        self.unsaid.is_empty() && self.skipped.is_empty()
+    }
+
+    /// The repositories that did not answer, each with the reason.
+    pub fn silent(&self) -> impl Iterator<Item = (&str, &str)> {
+        let answers = self.repositories.iter().chain(&self.archives);
+        answers.filter_map(|a| Some((a.repository.as_str(), a.failure.as_deref()?)))
+    }
 }
 
 /// Writes the build context of a prepared machine to `dir`, whole or not at all, and says what it did.
@@ -178,7 +166,11 @@ pub fn write_context(
         _ => false,
     };
     let tool = tool.filter(|t| inventory.packages.is_some() && runs(t));
-    let native = native(source, inventory.database, packages);
+    let database = inventory.database.and_then(Database::named);
+    let native = match database {
+        Some(database) => database.native(source, packages)?,
+        None => None,
+    };
     let facts = MachineFacts {
         version_id: inventory.os.version_id.as_deref(),
         codename: inventory.os.codename.as_deref(),
@@ -194,7 +186,10 @@ pub fn write_context(
     if let Some(Ok(Some(url))) = tool.as_ref().map(|t| t.mirror_list(&facts)) {
         variables.insert("MIRRORLIST".to_owned(), url);
     }
-    let pruned = pruned(inventory.database, packages, &base_packages, distros, distro)?;
+    let Proved { graph, pruned } = match database {
+        Some(database) => graph::find(packages, database, Under::Base(&base_packages), distros, distro)?,
+        None => Proved::default(),
+    };
     let roots: Vec<usize> = match &options.roots {
         Some(roots) => roots.clone(),
         None => {
@@ -216,6 +211,7 @@ pub fn write_context(
             source,
             base,
             packages,
+            graph: &graph,
             base_packages: &base_packages,
             roots: &roots,
             tool: tool.as_ref(),
@@ -243,7 +239,15 @@ pub fn write_context(
     };
     if let Some(tool) = &tool {
         let names: Vec<String> = removed.iter().filter_map(|(_, word)| word.clone()).collect();
-        recipe.groups = groups(tool, packages, &supply.choices, &roots, &supply.keys, &names)?;
+        recipe.groups = groups(
+            tool,
+            packages,
+            &graph,
+            &supply.choices,
+            &roots,
+            &supply.keys,
+            &names,
+        )?;
     }
     let installs = supply
         .choices
@@ -267,6 +271,13 @@ pub fn write_context(
     }
     let mut rest = None;
     if options.rest {
+        let note = Note::new(&prepared.plan, conversion.layers.clamp).encode()?;
+        match pair(LABEL, &note) {
+            Some(label) => recipe.labels.push(label),
+            None => notes.push(format!(
+                "no label {LABEL}: the plan is too long for it, so that `vm2k verify` lists what is left out as missing"
+            )),
+        }
         let material = Material {
             source,
             image: &prepared.image,
@@ -354,6 +365,7 @@ pub fn write_context(
         repository_files: supply.files.iter().map(|(p, _)| p.to_string()).collect(),
         repositories: supply.live,
         archives: supply.archive,
+        skipped: supply.skipped,
         rest,
         unsaid,
         notes,
@@ -365,60 +377,6 @@ pub fn write_context(
     context.write(Path::new("report.json"), &json)?;
     context.finish()?;
     Ok(report)
-}
-
-/// What was asked for, and what no container needs, as the graph of the machine's packages shows it.
-fn pruned(
-    database: Option<&str>,
-    packages: &[Package],
-    base: &[Package],
-    distros: &Distros,
-    distro: Option<&Distro>,
-) -> Result<Pruned> {
-    let Some(database) = pkgdb::DATABASES.iter().find(|d| Some(d.name) == database) else {
-        return Ok(Pruned::default());
-    };
-    let names: HashSet<&str> = packages.iter().map(|p| p.name.as_str()).collect();
-    let in_base: HashSet<&str> = base.iter().map(|p| p.name.as_str()).collect();
-    let elsewhere: Vec<Package> = base
-        .iter()
-        .filter(|p| !names.contains(p.name.as_str()))
-        .cloned()
-        .collect();
-    let both: Vec<usize> = (0..packages.len())
-        .filter(|i| {
-            packages
-                .get(*i)
-                .is_some_and(|p| in_base.contains(p.name.as_str()))
-        })
-        .collect();
-    let globs = graph::globs(distros, distro)?;
-    let graph = Graph::build(packages, database, &elsewhere);
-    Ok(graph::prune(
-        &graph,
-        packages,
-        &graph::Facts {
-            base: &both,
-            not_in_containers: &globs,
-        },
-    ))
-}
-
-/// The native architecture in the package database's words: what the database says, else what most packages are of.
-fn native(source: &dyn Source, database: Option<&str>, packages: &[Package]) -> Option<String> {
-    if database == Some(pkgdb::dpkg::NAME)
-        && let Ok(Some(arch)) = pkgdb::dpkg::native_arch(source, packages)
-    {
-        return Some(arch);
-    }
-    let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
-    for arch in packages.iter().filter_map(|p| p.arch.as_deref()) {
-        if !matches!(arch, "all" | "noarch" | "any" | "(none)") {
-            *counts.entry(arch).or_default() += 1;
-        }
-    }
-    let most = counts.into_iter().max_by_key(|(_, n)| *n);
-    most.map(|(arch, _)| arch.to_owned())
 }
 
 /// The day of the last change of packages, ISO 8601: of the last installation, else of the database's files.

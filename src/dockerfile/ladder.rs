@@ -1,10 +1,11 @@
 //! Where each package of a machine comes from: the base, the repositories, their archive, or the machine's own files.
 
 use crate::distro::{PackageTool, Wanted};
-use crate::pkgdb::Package;
+use crate::graph::Graph;
+use crate::pkgdb::{Package, is_for_all};
 use crate::repository::{Catalogue, without_zero_epoch};
 use serde::Serialize;
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 
 /// Where a package comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -57,6 +58,8 @@ pub struct Choice {
 pub struct Facts<'a> {
     /// The machine's packages.
     pub packages: &'a [Package],
+    /// Which of them needs which.
+    pub graph: &'a Graph,
     /// The base's packages.
     pub base: &'a [Package],
     /// Those that somebody asked for, as indexes into `packages`.
@@ -75,11 +78,6 @@ pub struct Facts<'a> {
     pub archive_unchecked: bool,
     /// True for packages, by their index, that no container needs.
     pub apart: &'a dyn Fn(usize) -> bool,
-}
-
-/// True for architectures that are no architecture.
-fn every(arch: &str) -> bool {
-    matches!(arch, "all" | "noarch" | "any" | "(none)" | "")
 }
 
 /// Name and architecture: what can be installed once.
@@ -142,7 +140,7 @@ pub fn climb(facts: &Facts<'_>) -> Vec<Choice> {
             repository,
             ..on(rung, why)
         };
-        let arch = package.arch.as_deref().filter(|a| !every(a));
+        let arch = package.arch.as_deref().filter(|a| !is_for_all(a));
         let served_by = |c: &Catalogue| c.find(&package.name, &own, arch);
         if let Some(from) = facts.live.and_then(served_by) {
             // The one version that is served is the one that the package manager takes by itself.
@@ -186,47 +184,17 @@ pub fn climb(facts: &Facts<'_>) -> Vec<Choice> {
         }
     };
     let mut choices: Vec<Choice> = facts.packages.iter().enumerate().map(decide).collect();
-    // What comes by itself comes only if something that is installed needs it.
-    let reached = reached(facts.packages, &choices);
-    for (index, choice) in choices.iter_mut().enumerate() {
-        choice.named |= choice.word.is_some() && !reached.contains(&index);
+    // What comes by itself comes only if something that is installed surely brings it.
+    let installed = |package: usize| choices.get(package).is_some_and(|c| c.word.is_some());
+    let named = choices.iter().enumerate().filter(|(_, c)| c.named);
+    let named: Vec<usize> = named.map(|(index, _)| index).collect();
+    let brought = facts
+        .graph
+        .reach(named, |clause| clause.certain && installed(clause.package));
+    for (choice, brought) in choices.iter_mut().zip(brought) {
+        choice.named |= choice.word.is_some() && !brought;
     }
     choices
-}
-
-/// The packages that the named ones surely bring: followed by what is needed first, where that is what the machine has.
-/// Where a package manager could choose another, nothing is sure.
-fn reached(packages: &[Package], choices: &[Choice]) -> HashSet<usize> {
-    let mut by_name: HashMap<&str, usize> = HashMap::new();
-    for (index, package) in packages.iter().enumerate() {
-        by_name.entry(&package.name).or_insert(index);
-    }
-    // dpkg's virtual packages have any number of providers; what other databases call provided are mostly libraries.
-    for (index, package) in packages.iter().enumerate() {
-        if package.database != crate::pkgdb::dpkg::NAME {
-            for provided in &package.relations.provides {
-                by_name.entry(name_of(provided)).or_insert(index);
-            }
-        }
-    }
-    let installed = |i: &usize| choices.get(*i).is_some_and(|c| c.word.is_some());
-    let mut next: Vec<usize> = (0..choices.len())
-        .filter(|i| installed(i) && choices.get(*i).is_some_and(|c| c.named))
-        .collect();
-    let mut reached: HashSet<usize> = next.iter().copied().collect();
-    while let Some(package) = next.pop().and_then(|i| packages.get(i)) {
-        let relations = &package.relations;
-        for relation in relations.pre_depends.iter().chain(&relations.depends) {
-            let first = relation.split('|').next().map(name_of);
-            let found = first.and_then(|name| by_name.get(name).copied());
-            if let Some(index) = found.filter(installed)
-                && reached.insert(index)
-            {
-                next.push(index);
-            }
-        }
-    }
-    reached
 }
 
 fn unserved(live: &Catalogue, package: &Package, arch: Option<&str>) -> String {
@@ -249,42 +217,25 @@ fn word(tool: &PackageTool<'_>, package: &Package, native: Option<&str>) -> crat
         upstream: &package.version,
         release: package.release.as_deref(),
         arch,
-        foreign: arch.is_some_and(|a| !every(a) && native.is_some_and(|n| n != a)),
+        foreign: arch.is_some_and(|a| !is_for_all(a) && native.is_some_and(|n| n != a)),
     })
 }
 
 /// What each root brings that neither the base has nor a root before it: indexes of packages, in the order of `roots`.
-/// Dependencies are followed by name only; it is for people.
-pub fn brings(
-    packages: &[Package],
-    roots: &[usize],
-    skip: &dyn Fn(usize) -> bool,
-) -> Vec<(usize, Vec<usize>)> {
-    let mut by_name: BTreeMap<&str, usize> = BTreeMap::new();
-    for (index, package) in packages.iter().enumerate() {
-        by_name.entry(&package.name).or_insert(index);
-    }
-    for (index, package) in packages.iter().enumerate() {
-        for provided in &package.relations.provides {
-            by_name.entry(name_of(provided)).or_insert(index);
-        }
-    }
+/// Of several that would do, the first counts; it is for people.
+pub fn brings(graph: &Graph, roots: &[usize], skip: &dyn Fn(usize) -> bool) -> Vec<(usize, Vec<usize>)> {
     let mut seen: HashSet<usize> = roots.iter().copied().collect();
     let mut all = Vec::new();
     for root in roots {
         let mut brought = Vec::new();
         let mut next = vec![*root];
-        while let Some(package) = next.pop().and_then(|i| packages.get(i)) {
-            let relations = &package.relations;
-            for relation in relations.pre_depends.iter().chain(&relations.depends) {
-                let mut alternatives = relation.split('|').map(name_of);
-                let found = alternatives.find_map(|name| by_name.get(name).copied());
-                if let Some(index) = found
-                    && seen.insert(index)
-                {
-                    next.push(index);
-                    if !skip(index) {
-                        brought.push(index);
+        while let Some(package) = next.pop() {
+            for (other, edge) in graph.needs(package) {
+                let hard = graph.clause(edge).is_some_and(|c| c.kind.is_hard());
+                if hard && edge.satisfier == 0 && seen.insert(other) {
+                    next.push(other);
+                    if !skip(other) {
+                        brought.push(other);
                     }
                 }
             }
@@ -295,20 +246,11 @@ pub fn brings(
     all
 }
 
-/// The name in a relation: `libc6:any (>= 2.34)`, `glibc >= 2.34`, `so:libc.so.6=1`.
-fn name_of(relation: &str) -> &str {
-    let relation = relation.trim();
-    let end = relation
-        .find([' ', '(', '<', '>', '=', '~', '['])
-        .unwrap_or(relation.len());
-    let name = relation.get(..end).unwrap_or(relation);
-    name.strip_suffix(":any").unwrap_or(name)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::distro::Distros;
+    use crate::pkgdb::Database;
     use crate::repository::Served;
 
     fn package(name: &str, version: &str, depends: &[&str]) -> Package {
@@ -337,12 +279,18 @@ mod tests {
         catalogue
     }
 
+    fn graph(packages: &[Package], base: &[Package]) -> Graph {
+        Graph::build(packages, Database::named("dpkg").unwrap(), base)
+    }
+
     fn show(packages: &[Package], live: Option<&Catalogue>, archive: Option<&Catalogue>) -> Vec<String> {
         let distros = Distros::load(None).unwrap();
         let tool = distros.tool(distros.get("debian").unwrap(), None);
         let base = [package("libc", "1", &[]), package("bash", "4", &[])];
+        let graph = graph(packages, &base);
         let choices = climb(&Facts {
             packages,
+            graph: &graph,
             base: &base,
             roots: &[0],
             tool: Some(&tool),
@@ -431,9 +379,8 @@ mod tests {
         let mut packages = packages.to_vec();
         packages[3].relations.provides = vec!["mta".into()];
         assert_eq!(
-            brings(&packages, &[0, 3], &|_| false),
+            brings(&graph(&packages, &[]), &[0, 3], &|_| false),
             [(0, vec![1, 2]), (3, vec![])]
         );
-        assert_eq!(name_of("so:libc.musl-x86_64.so.1=1"), "so:libc.musl-x86_64.so.1");
     }
 }

@@ -14,10 +14,38 @@ pub mod sources;
 mod supply;
 mod words;
 
-pub use context::{Options, PackageReport, RemovedPackage, Report, RestReport, SCHEMA, write_context};
+pub use context::{PackageReport, RemovedPackage, Report, RestReport, SCHEMA, write_context};
 pub use render::{render, tool_of};
 
 use serde::Serialize;
+
+/// What the user asks for, besides what a conversion takes.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// True for a context that is whole by itself: with the rest layer, and with what must be deleted before it. False where
+    /// the caller compares the built image with the machine and adds a layer.
+    pub rest: bool,
+    /// The packages that somebody asked for, as indexes into the inventory's list; `None`: the roots of their graph.
+    pub roots: Option<Vec<usize>>,
+    /// Ask no repository: every version is taken to be served.
+    pub offline: bool,
+    /// Replacements of the beginning of repositories' URLs, for asking and for building.
+    pub mirrors: Vec<(String, String)>,
+    /// What stands behind `FROM`; `None`: the base's name with its digest, or a name of this machine if no registry has it.
+    pub from: Option<String>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            rest: true,
+            roots: None,
+            offline: false,
+            mirrors: Vec::new(),
+            from: None,
+        }
+    }
+}
 
 /// What a Dockerfile says, in the order in which it says it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]

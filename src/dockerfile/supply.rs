@@ -3,10 +3,12 @@
 
 use super::ladder::{self, Choice, Rung};
 use super::sources::{self, SourceFile};
+use super::words::counted;
 use crate::distro::{MachineFacts, PackageTool};
 use crate::error::{Error, Escaped, Result};
+use crate::graph::Graph;
 use crate::path::GuestPath;
-use crate::pkgdb::Package;
+use crate::pkgdb::{Package, is_for_all};
 use crate::repository::{self, Answer, Catalogue, Client, Place, Repository, pacman};
 use crate::source::Source;
 use crate::source::image::ImageSource;
@@ -20,6 +22,7 @@ pub(super) struct Facts<'a> {
     pub(super) source: &'a dyn Source,
     pub(super) base: Option<&'a ImageSource>,
     pub(super) packages: &'a [Package],
+    pub(super) graph: &'a Graph,
     pub(super) base_packages: &'a [Package],
     pub(super) roots: &'a [usize],
     pub(super) tool: Option<&'a PackageTool<'a>>,
@@ -51,6 +54,8 @@ pub(super) struct Supply {
     pub(super) silent: Vec<String>,
     /// True if an archive's files stand in place of the machine's.
     pub(super) from_archive: bool,
+    /// Packages that stand on the lowest rung while a repository was silent, which may have them.
+    pub(super) skipped: Vec<String>,
     /// What people should know.
     pub(super) notes: Vec<String>,
 }
@@ -82,6 +87,7 @@ pub(super) fn decide(facts: &Facts<'_>, store: Option<&Arc<Store>>) -> Result<Su
         ladder::climb(&ladder::Facts {
             replaces: one_state,
             packages: facts.packages,
+            graph: facts.graph,
             base: facts.base_packages,
             roots: facts.roots,
             tool: facts.tool,
@@ -181,11 +187,42 @@ pub(super) fn decide(facts: &Facts<'_>, store: Option<&Arc<Store>>) -> Result<Su
                 })
                 .collect();
             supply.live = live.answers;
+            supply.skipped.extend(skipped(facts.packages, &supply, &unasked));
         }
     }
     supply.from_archive = !used.is_empty();
     put_together(facts, tool, &used, one_state, &mut supply);
     Ok(supply)
+}
+
+/// The most names that a line lists.
+const NAMES: usize = 12;
+
+/// What nobody served that answered, if there are some that did not.
+fn skipped(packages: &[Package], supply: &Supply, unasked: &[Choice]) -> Option<String> {
+    let answers = supply.live.iter().chain(&supply.archive);
+    let silent: Vec<String> = answers
+        .filter(|a| a.failure.is_some())
+        .map(|a| Escaped(a.repository.as_bytes()).to_string())
+        .collect();
+    let choices = packages.iter().zip(&supply.choices).zip(unasked);
+    let unserved: Vec<String> = choices
+        .filter(|((_, choice), unasked)| choice.rung == Rung::Rest && unasked.word.is_some())
+        .map(|((package, _), _)| Escaped(package.name.as_bytes()).to_string())
+        .collect();
+    if silent.is_empty() || unserved.is_empty() {
+        return None;
+    }
+    let more = match unserved.len().saturating_sub(NAMES) {
+        0 => String::new(),
+        n => format!(" and {n} more"),
+    };
+    Some(format!(
+        "{} of no repository that answered: {}{more}; {} did not answer",
+        counted(unserved.len(), "package"),
+        unserved.get(..NAMES).unwrap_or(&unserved).join(", "),
+        silent.join(", ")
+    ))
 }
 
 /// Both catalogues in one; the numbers of the second's answers go on behind those of the first.
@@ -205,7 +242,7 @@ fn architectures<'a>(facts: &Facts<'a>) -> Vec<&'a str> {
     let mut all: Vec<&str> = facts.machine.arch.into_iter().collect();
     let others: BTreeSet<&str> = facts.packages.iter().filter_map(|p| p.arch.as_deref()).collect();
     for arch in others {
-        if !matches!(arch, "all" | "noarch" | "any" | "(none)") && !all.contains(&arch) {
+        if !is_for_all(arch) && !all.contains(&arch) {
             all.push(arch);
         }
     }

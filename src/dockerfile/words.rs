@@ -4,6 +4,7 @@ use super::ladder::{Choice, Role, Rung};
 use super::{Group, Pair};
 use crate::distro::PackageTool;
 use crate::error::{Escaped, Result};
+use crate::graph::Graph;
 use crate::pkgdb::Package;
 
 /// The width of comments in characters.
@@ -68,6 +69,7 @@ fn script(
 pub(super) fn groups(
     tool: &PackageTool<'_>,
     packages: &[Package],
+    graph: &Graph,
     choices: &[Choice],
     roots: &[usize],
     keys: &[String],
@@ -150,7 +152,7 @@ pub(super) fn groups(
                     .is_some_and(|c| matches!(c.rung, Rung::Live | Rung::Archive))
             })
             .collect();
-        for (root, brought) in super::ladder::brings(packages, &own, &|i| !installed(i)) {
+        for (root, brought) in super::ladder::brings(graph, &own, &|i| !installed(i)) {
             why.extend(brings_line(packages, root, &brought));
         }
         groups.push(Group {

@@ -1,16 +1,11 @@
 //! Finds what fulfils each relation.
 
-use super::{By, Clause, Edge, Graph, Kind, Satisfier, Unmet, native_arch};
+use super::{By, Clause, Edge, Graph, Kind, Satisfier, Unmet};
 use crate::pkgdb::order::{Op, Order};
 use crate::pkgdb::relation::{Grammar, Name, Requirement};
-use crate::pkgdb::{Database, Package};
+use crate::pkgdb::{Database, Package, is_for_all};
 use petgraph::graph::NodeIndex;
 use std::collections::{HashMap, HashSet};
-
-/// True for the architecture of packages that run on every one.
-pub(super) fn is_for_all(arch: &str) -> bool {
-    matches!(arch, "all" | "noarch" | "any")
-}
 
 /// The version that something is provided in.
 #[derive(Clone, Copy)]
@@ -73,7 +68,10 @@ impl Graph {
     /// A relation that nothing fulfils, or that breaks its grammar, is listed in [`Graph::unmet`] if it is a hard one.
     pub fn build(packages: &[Package], database: &Database, elsewhere: &[Package]) -> Self {
         let relations = relations(packages);
-        let mut graph = Self::default();
+        let mut graph = Self {
+            native: database.arch_of(packages).map(str::to_owned),
+            ..Self::default()
+        };
         graph.edges.reserve_exact_nodes(packages.len());
         for _ in packages {
             graph.edges.add_node(());
@@ -207,7 +205,7 @@ impl<'a> Index<'a> {
             packages,
             order: database.order,
             grammar: database.grammar,
-            native: native_arch(packages),
+            native: database.arch_of(packages),
             versions: packages.iter().map(Package::full_version).collect(),
             provided: HashMap::with_capacity(packages.len() * 2),
             files: HashMap::new(),

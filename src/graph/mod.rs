@@ -2,21 +2,23 @@
 //!
 //! All of it is pure: a list of packages goes in. [`Graph::build`] finds what fulfils each relation, [`prune`] finds the
 //! few packages to ask for, [`prove`] shows that asking for those brings all, [`why`] tells how one came in, and
-//! [`draw`] draws. Packages are named by their index in the list that the graph was built from.
+//! [`draw`] draws. [`find`] does the first three, and is what others build on. Packages are named by their index in the list that the graph was built from.
 
 #![deny(clippy::indexing_slicing)]
 
 mod build;
 pub mod draw;
+mod find;
 mod prove;
 mod prune;
 mod why;
 
+pub use find::{Proved, Under, find};
 pub use prove::prove;
-pub use prune::{Apart, Aside, Facts, Mark, Pruned, Root, Why, globs, prune, system};
+pub use prune::{Apart, Aside, Facts, Mark, Pruned, Root, Why, prune, system};
 pub use why::{Path, Step, near_names, why};
 
-use crate::pkgdb::Package;
+use crate::pkgdb::{Package, is_for_all};
 use petgraph::graph::{DiGraph, NodeIndex};
 use petgraph::visit::EdgeRef;
 
@@ -139,6 +141,8 @@ pub struct Edge {
 pub struct Graph {
     edges: DiGraph<(), Edge>,
     clauses: Vec<Clause>,
+    /// The architecture that packages are of if nothing else is said.
+    native: Option<String>,
     /// Hard relations that nothing fulfils.
     pub unmet: Vec<Unmet>,
 }
@@ -152,6 +156,16 @@ impl Graph {
     /// True if there are no packages.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// The package's name, with its architecture where that is another than the machine's.
+    pub fn label(&self, package: &Package) -> String {
+        match (package.arch.as_deref(), self.native.as_deref()) {
+            (Some(arch), Some(native)) if arch != native && !is_for_all(arch) => {
+                format!("{}:{arch}", package.name)
+            }
+            _ => package.name.clone(),
+        }
     }
 
     /// How many edges there are, of all kinds.
@@ -250,35 +264,6 @@ impl Graph {
             .filter(|p| !first.contains(p))
             .collect()
     }
-}
-
-/// The package's name, with its architecture where it is of another one than `native` (`None`: no name needs it).
-pub fn label(package: &Package, native: Option<&str>) -> String {
-    match (package.arch.as_deref(), native) {
-        (Some(arch), Some(native)) if arch != native && !build::is_for_all(arch) => {
-            format!("{}:{arch}", package.name)
-        }
-        _ => package.name.clone(),
-    }
-}
-
-/// The architecture that packages are of if nothing else is said: that of the package manager's own package, else the
-/// one that most packages have.
-pub fn native_arch(packages: &[Package]) -> Option<&str> {
-    let own = packages.iter().find(|p| p.name == p.database);
-    if let Some(arch) = own
-        .and_then(|p| p.arch.as_deref())
-        .filter(|a| !build::is_for_all(a))
-    {
-        return Some(arch);
-    }
-    let mut counts: std::collections::BTreeMap<&str, usize> = std::collections::BTreeMap::new();
-    for arch in packages.iter().filter_map(|p| p.arch.as_deref()) {
-        if !build::is_for_all(arch) {
-            *counts.entry(arch).or_default() += 1;
-        }
-    }
-    counts.into_iter().max_by_key(|(_, n)| *n).map(|(arch, _)| arch)
 }
 
 #[cfg(test)]

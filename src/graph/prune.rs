@@ -1,10 +1,8 @@
 //! Which packages to ask for, so that the package manager brings the rest.
 
 use super::{Clause, Graph, Kind};
-use crate::distro::{Distro, Distros};
-use crate::error::{Error, Result};
 use crate::pkgdb::Package;
-use globset::{Glob, GlobMatcher};
+use globset::GlobMatcher;
 use petgraph::algo::kosaraju_scc;
 use petgraph::graph::NodeIndex;
 use petgraph::visit::{EdgeFiltered, NodeFiltered};
@@ -146,26 +144,7 @@ pub fn system(packages: &[Package]) -> Vec<usize> {
         .collect()
 }
 
-/// The globs of packages that no container needs, of a distribution and those it is like.
-///
-/// # Errors
-/// [`Error::Usage`] for a glob that makes no sense.
-pub fn globs(distros: &Distros, distro: Option<&Distro>) -> Result<Vec<(String, GlobMatcher)>> {
-    let Some(distro) = distro else {
-        return Ok(Vec::new());
-    };
-    let mut found: Vec<(String, GlobMatcher)> = Vec::new();
-    for text in distros.collected(distro, |d| &d.not_in_containers) {
-        if found.iter().any(|(known, _)| known == text) {
-            continue;
-        }
-        let glob = Glob::new(text).map_err(|e| Error::usage(format!("{}.toml: {e}", distro.id)))?;
-        found.push((text.to_owned(), glob.compile_matcher()));
-    }
-    Ok(found)
-}
-
-/// Finds the roots: see [`Pruned`]. Whoever builds on them must look at [`Pruned::lost`] first.
+/// Finds the roots: see [`Pruned`]. Nothing is proved yet: [`super::find`] does that too.
 ///
 /// 1. Packages whose names match `not_in_containers` are set apart, unless one that stays needs them.
 /// 2. What is asked for, essential or in the base stays, and what it needs, recommends or suggests; where the machine

@@ -58,18 +58,20 @@ fn machine(database: &'static str, lines: &[&str]) -> Vec<Package> {
     lines.iter().map(package).collect()
 }
 
+fn label(package: &Package) -> String {
+    let graph = Graph {
+        native: Some("amd64".to_owned()),
+        ..Graph::default()
+    };
+    graph.label(package)
+}
+
 fn at(packages: &[Package], name: &str) -> usize {
-    packages
-        .iter()
-        .position(|p| label(p, Some("amd64")) == name)
-        .unwrap()
+    packages.iter().position(|p| label(p) == name).unwrap()
 }
 
 fn names(packages: &[Package], indexes: impl IntoIterator<Item = usize>) -> String {
-    let mut names: Vec<String> = indexes
-        .into_iter()
-        .map(|i| label(&packages[i], Some("amd64")))
-        .collect();
+    let mut names: Vec<String> = indexes.into_iter().map(|i| label(&packages[i])).collect();
     names.sort();
     names.join(" ")
 }
@@ -81,7 +83,7 @@ fn needs(packages: &[Package], graph: &Graph, name: &str) -> String {
         .filter(|(_, edge)| graph.clause(*edge).unwrap().kind.is_hard())
         .map(|(to, edge)| {
             let certain = graph.clause(edge).unwrap().certain;
-            label(&packages[to], Some("amd64")) + if certain { "" } else { "?" }
+            label(&packages[to]) + if certain { "" } else { "?" }
         })
         .collect();
     found.sort();
@@ -163,7 +165,7 @@ fn architectures_of_dpkg() {
     assert_eq!(needs(&packages, &graph, "w"), "data plain");
     // A package for all architectures is of the machine's own, and nothing is of the other one.
     assert_eq!(unmet(&graph), ["data", "plain", "python", "plain:any"]);
-    assert_eq!(native_arch(&packages), Some("amd64"));
+    assert_eq!(database("dpkg").arch_of(&packages), Some("amd64"));
 }
 
 #[test]

@@ -212,8 +212,13 @@ fn take_packages(source: &dyn Source, distros: &Distros, inventory: &mut Invento
 fn check_architecture(source: &dyn Source, inventory: &mut Inventory) {
     let packages = inventory.packages.as_deref().unwrap_or_default();
     let database = inventory.database.unwrap_or_default();
-    let row = pkgdb::DATABASES.iter().find(|row| row.name == database);
-    let Some((stated, native)) = row.and_then(|row| (row.architecture)(source, packages)) else {
+    let Some(row) = pkgdb::Database::named(database) else {
+        return;
+    };
+    // Where the file that states it cannot be read, the list of packages still tells.
+    let native = row.native(source, packages);
+    let native = native.unwrap_or_else(|_| row.arch_of(packages).map(str::to_owned));
+    let Some((stated, native)) = native.and_then(|native| Some(((row.oci_arch)(&native)?, native))) else {
         return;
     };
     match inventory.os.arch {

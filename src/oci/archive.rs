@@ -285,7 +285,7 @@ pub(crate) fn docker_image(
             source: BlobSource::Part(Arc::clone(&archive.file), offset),
         });
     }
-    let manifest = super::write::manifest(&config_bytes, &layers)?;
+    let manifest = super::new_image::manifest(&config_bytes, &layers)?;
     let image = Image {
         reference: reference.clone(),
         manifest_digest: Digest::of(&manifest),

@@ -14,6 +14,7 @@ pub(crate) mod http;
 pub(crate) mod layer;
 mod layout;
 pub(crate) mod listing;
+mod new_image;
 mod reference;
 mod registry;
 mod sparse;
@@ -21,9 +22,10 @@ mod write;
 mod write_archive;
 
 pub use config::{NewConfig, NewHistory, image_config, rfc3339};
+pub use new_image::{NewImage, manifest};
 pub use reference::{Output, Reference, RegistryName};
 pub use registry::Remote;
-pub use write::{NewImage, Written, check, manifest, write};
+pub use write::{Written, check, write};
 
 pub(crate) use document::{check_document_size, digest_of, layer_type, parse, to_json};
 

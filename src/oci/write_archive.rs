@@ -5,7 +5,7 @@
 //! Docker Engine 25: layers as plain tars, with the directories that engines before 1.10 need.
 
 use super::durable::Durable;
-use super::write::{self, NewImage, OCI_LAYOUT};
+use super::new_image::{self, NewImage, OCI_LAYOUT};
 use crate::error::{Error, Result};
 use crate::progress::Stage;
 use crate::store::Digest;
@@ -92,7 +92,7 @@ impl TarFile {
 
 /// The name by which engines shall know the image: as docker prints it, with a tag.
 pub(crate) fn repo_tag(name: &str) -> Option<String> {
-    let full = write::full_name(name)?;
+    let full = new_image::full_name(name)?;
     let tag = full.tag.as_deref().unwrap_or("latest");
     let repository = match full.registry.as_str() {
         "docker.io" => full
@@ -118,7 +118,7 @@ pub(crate) fn oci(path: &Path, name: Option<&str>, image: &NewImage, stage: &dyn
     tar.bytes("oci-layout", OCI_LAYOUT)?;
     tar.bytes(
         "index.json",
-        &write::index(vec![write::index_entry(image, name)?])?,
+        &new_image::index(vec![new_image::index_entry(image, name)?])?,
     )?;
     tar.bytes("manifest.json", &manifest_json)?;
     tar.directory("blobs/")?;
@@ -127,7 +127,7 @@ pub(crate) fn oci(path: &Path, name: Option<&str>, image: &NewImage, stage: &dyn
     tar.bytes(&blob(&config), &image.config)?;
     for layer in image.blobs() {
         tar.head(&blob(&layer.digest), tar::EntryType::Regular, layer.size, "")?;
-        write::copy_blob(layer, &mut tar.file, path)?;
+        new_image::copy_blob(layer, &mut tar.file, path)?;
         tar.pad()?;
         stage.add(layer.size);
     }

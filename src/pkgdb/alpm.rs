@@ -451,11 +451,6 @@ fn is_name(name: &str) -> bool {
             .all(|c| c.is_ascii_alphanumeric() || "@._+-".contains(c))
 }
 
-/// The architecture that most packages are built for, in the words of OCI and in alpm's.
-pub fn architecture(packages: &[Package]) -> Option<(Arch, String)> {
-    super::commonest_arch(packages, oci_arch)
-}
-
 /// The architecture in the words of OCI for one in alpm's.
 pub fn oci_arch(arch: &str) -> Option<Arch> {
     let (architecture, variant) = match arch {
@@ -524,7 +519,8 @@ mod tests {
             (Some(0o120_777), Some(&b"a b"[..]))
         );
         assert_eq!(a.conffiles.len(), 1);
-        assert_eq!(architecture(&listing.packages).unwrap().1, "x86_64");
+        let database = crate::pkgdb::Database::named(NAME).unwrap();
+        assert_eq!(database.arch_of(&listing.packages), Some("x86_64"));
     }
 
     #[test]

@@ -387,20 +387,14 @@ fn is_name(name: &str) -> bool {
             .all(|c| c.is_ascii_alphanumeric() || "._+-".contains(c))
 }
 
-/// The machine's own architecture in the words of OCI and in apk's: `/etc/apk/arch`, else the one that most packages have.
-pub fn architecture(source: &dyn Source, packages: &[Package]) -> Option<(Arch, String)> {
-    let stated = read_file(source, ARCH, SMALL).ok().flatten();
+/// The machine's own architecture in apk's words: what `/etc/apk/arch` states.
+///
+/// # Errors
+/// As the source's reader.
+pub fn stated_arch(source: &dyn Source) -> Result<Option<String>> {
+    let stated = read_file(source, ARCH, SMALL)?;
     let stated = stated.and_then(|b| String::from_utf8(b.trim_ascii().to_vec()).ok());
-    let word = stated.filter(|s| oci_arch(s).is_some()).or_else(|| {
-        let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
-        for arch in packages.iter().filter_map(|p| p.arch.as_deref()) {
-            if oci_arch(arch).is_some() {
-                *counts.entry(arch).or_default() += 1;
-            }
-        }
-        Some(counts.into_iter().max_by_key(|(_, n)| *n)?.0.to_owned())
-    })?;
-    Some((oci_arch(&word)?, word))
+    Ok(stated.filter(|arch| oci_arch(arch).is_some()))
 }
 
 /// The architecture in the words of OCI for one in apk's.
@@ -481,10 +475,9 @@ mod tests {
         );
         assert_eq!(a.conffiles.len(), 1);
         assert_eq!(a.files[1].facts.as_ref().unwrap().group.as_deref(), Some("42"));
-        assert_eq!(
-            architecture(&source, &listing.packages).unwrap().0.architecture,
-            "arm64"
-        );
+        let database = crate::pkgdb::Database::named(NAME).unwrap();
+        let native = database.native(&source, &listing.packages).unwrap();
+        assert_eq!(native.as_deref(), Some("aarch64"));
     }
 
     #[test]

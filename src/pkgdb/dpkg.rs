@@ -3,7 +3,8 @@
 use super::deb822::{Stanza, stanzas};
 use super::dpkg_state::{self, AutoMarks, Diversion};
 use super::{
-    Conffile, FileDigest, FileFacts, Listing, Md5Sum, Package, PackageFile, Relations, SourcePackage,
+    Conffile, Database, FileDigest, FileFacts, Listing, Md5Sum, Package, PackageFile, Relations,
+    SourcePackage,
 };
 use crate::arch::Arch;
 use crate::bytes::unhex;
@@ -91,7 +92,10 @@ pub fn read(source: &dyn Source) -> Result<Listing> {
             Error::corrupt(format!("{STATUS}: the dpkg database has no installed package"), 0)
         }));
     }
-    let native = native_arch(source, &listing.packages)?;
+    let native = match Database::named(NAME) {
+        Some(database) => database.native(source, &listing.packages)?,
+        None => None,
+    };
     match dpkg_state::auto_marks(source, &mut listing.problems)? {
         Some(marks) => mark(&mut listing.packages, &marks, native.as_deref()),
         None if source.tree().find("/var/lib/apt").is_some() => {
@@ -294,37 +298,18 @@ pub fn oci_arch(arch: &str) -> Option<Arch> {
     })
 }
 
-/// The machine's own architecture in the words of OCI and in dpkg's.
-pub fn architecture(source: &dyn Source, packages: &[Package]) -> Option<(Arch, String)> {
-    let native = native_arch(source, packages).ok()??;
-    Some((oci_arch(&native)?, native))
-}
-
-/// The machine's native architecture in dpkg's words: the first line of `/var/lib/dpkg/arch`, else the architecture of
-/// the package of dpkg itself, else the one that most packages have.
+/// The machine's native architecture in dpkg's words: the first line of `/var/lib/dpkg/arch`, which only machines with
+/// several architectures have.
 ///
 /// # Errors
 /// As the source's reader.
-pub fn native_arch(source: &dyn Source, packages: &[Package]) -> Result<Option<String>> {
-    if let Some(bytes) = read_file(source, "/var/lib/dpkg/arch", 64 << 10)? {
-        let first = bytes.split(|b| *b == b'\n').next().unwrap_or_default();
-        if let Ok(arch) = std::str::from_utf8(first.trim_ascii())
-            && !arch.is_empty()
-        {
-            return Ok(Some(arch.to_owned()));
-        }
-    }
-    if let Some(own) = packages.iter().find(|p| p.name == NAME) {
-        return Ok(own.arch.clone());
-    }
-    let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
-    for arch in packages.iter().filter_map(|p| p.arch.as_deref()) {
-        if arch != "all" {
-            *counts.entry(arch).or_default() += 1;
-        }
-    }
-    let most = counts.into_iter().max_by_key(|(_, n)| *n);
-    Ok(most.map(|(arch, _)| arch.to_owned()))
+pub fn stated_arch(source: &dyn Source) -> Result<Option<String>> {
+    let Some(bytes) = read_file(source, "/var/lib/dpkg/arch", 64 << 10)? else {
+        return Ok(None);
+    };
+    let first = bytes.split(|b| *b == b'\n').next().unwrap_or_default();
+    let arch = std::str::from_utf8(first.trim_ascii()).unwrap_or_default();
+    Ok(Some(arch.to_owned()).filter(|arch| !arch.is_empty()))
 }
 
 /// dpkg's own rule: letters, digits and `-+._`, the first a letter or digit.

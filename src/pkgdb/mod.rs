@@ -75,9 +75,6 @@ pub struct StatOverride {
     pub path: GuestPath,
 }
 
-/// Tells a machine's own architecture in the words of OCI and in those of its database.
-pub type ArchitectureOf = fn(&dyn Source, &[Package]) -> Option<(Arch, String)>;
-
 /// A kind of package database.
 pub struct Database {
     /// Its name.
@@ -94,8 +91,45 @@ pub struct Database {
     pub read: fn(&dyn Source) -> Result<Listing>,
     /// Files that its tools lock while they change it.
     pub locks: &'static [&'static str],
-    /// The machine's own architecture in the words of OCI and in the database's, as far as the database tells it.
-    pub architecture: ArchitectureOf,
+    /// The machine's own architecture in the database's words, where a file states it.
+    pub stated_arch: fn(&dyn Source) -> Result<Option<String>>,
+    /// The architecture in the words of OCI for one in the database's.
+    pub oci_arch: fn(&str) -> Option<Arch>,
+}
+
+impl Database {
+    /// The database of this name.
+    pub fn named(name: &str) -> Option<&'static Self> {
+        DATABASES.iter().find(|database| database.name == name)
+    }
+
+    /// The machine's own architecture in the database's words: what a file states, else what [`Self::arch_of`] finds.
+    ///
+    /// # Errors
+    /// As the source's reader.
+    pub fn native(&self, source: &dyn Source, packages: &[Package]) -> Result<Option<String>> {
+        let stated = (self.stated_arch)(source)?;
+        Ok(stated.or_else(|| self.arch_of(packages).map(str::to_owned)))
+    }
+
+    /// The architecture of the package of the package manager itself, else the one that most packages are built for. Of
+    /// packages for all architectures nothing is learnt.
+    pub fn arch_of<'a>(&self, packages: &'a [Package]) -> Option<&'a str> {
+        let single = |package: &'a Package| package.arch.as_deref().filter(|arch| !is_for_all(arch));
+        let own = packages.iter().find(|package| package.name == self.name);
+        own.and_then(single).or_else(|| {
+            let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+            for arch in packages.iter().filter_map(single) {
+                *counts.entry(arch).or_default() += 1;
+            }
+            counts.into_iter().max_by_key(|(_, n)| *n).map(|(arch, _)| arch)
+        })
+    }
+}
+
+/// True for the architecture of packages that run on every one, and for that of entries which are no packages.
+pub fn is_for_all(arch: &str) -> bool {
+    matches!(arch, "all" | "noarch" | "any" | "(none)" | "")
 }
 
 /// Every kind of database.
@@ -113,7 +147,8 @@ pub const DATABASES: &[Database] = &[
             "/var/lib/apt/lists/lock",
             "/var/cache/apt/archives/lock",
         ],
-        architecture: dpkg::architecture,
+        stated_arch: dpkg::stated_arch,
+        oci_arch: dpkg::oci_arch,
     },
     Database {
         name: rpm::NAME,
@@ -137,7 +172,8 @@ pub const DATABASES: &[Database] = &[
             "/run/zypp.pid",
             "/var/lib/urpmi/.LOCK",
         ],
-        architecture: |_, packages| rpm::architecture(packages),
+        stated_arch: |_| Ok(None),
+        oci_arch: rpm::oci_arch,
     },
     Database {
         name: apk::NAME,
@@ -147,7 +183,8 @@ pub const DATABASES: &[Database] = &[
         grammar: Grammar::Apk,
         read: apk::read,
         locks: &["/lib/apk/db/lock", "/usr/lib/apk/db/lock"],
-        architecture: apk::architecture,
+        stated_arch: apk::stated_arch,
+        oci_arch: apk::oci_arch,
     },
     Database {
         name: alpm::NAME,
@@ -157,21 +194,10 @@ pub const DATABASES: &[Database] = &[
         grammar: Grammar::Alpm,
         read: alpm::read,
         locks: &["/var/lib/pacman/db.lck"],
-        architecture: |_, packages| alpm::architecture(packages),
+        stated_arch: |_| Ok(None),
+        oci_arch: alpm::oci_arch,
     },
 ];
-
-/// The architecture that most packages are built for, among those that `known` has an OCI name of: that, and the database's.
-fn commonest_arch(packages: &[Package], known: fn(&str) -> Option<Arch>) -> Option<(Arch, String)> {
-    let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
-    for arch in packages.iter().filter_map(|p| p.arch.as_deref()) {
-        if known(arch).is_some() {
-            *counts.entry(arch).or_default() += 1;
-        }
-    }
-    let (arch, _) = counts.into_iter().max_by_key(|(_, n)| *n)?;
-    Some((known(arch)?, arch.to_owned()))
-}
 
 /// True if `path` may be a file of a package database.
 pub fn is_database_file(path: &GuestPath) -> bool {

@@ -15,6 +15,7 @@ pub mod urpmi;
 pub use fetch::{Client, Compressed, open};
 
 use crate::error::Result;
+use crate::pkgdb::is_for_all;
 use std::collections::{BTreeMap, HashSet};
 
 /// The most bytes of a list when it is unpacked.
@@ -130,8 +131,7 @@ impl Catalogue {
 
 /// True if a package for `served` can be the one that is installed for `arch`. `all`, `noarch` and `any` are of each.
 fn fits(served: &str, arch: Option<&str>) -> bool {
-    let every = |a: &str| matches!(a, "all" | "noarch" | "any" | "");
-    arch.is_none_or(|arch| served == arch || every(served) || every(arch))
+    arch.is_none_or(|arch| served == arch || is_for_all(served) || is_for_all(arch))
 }
 
 /// Asks `repositories` for the packages called `names`, for `archs` in the words of the machine's package database, its own

@@ -1,16 +1,18 @@
 //! The dependency graph and the orders of versions, judged by the package managers themselves.
 //!
-//! Servers of three releases are made with mmdebstrap once (`VM2K_TEST_CACHE`, see tests/README.md).
+//! Servers of three releases, and systems with nothing asked for, are made with mmdebstrap once (`VM2K_TEST_CACHE`, see
+//! tests/README.md). apt installs the roots of each for real, every time and with all three.
 
-use crate::support::{bash, root, run, tools, vm2k};
+use crate::support::{bash, root, run, scratch, tools, vm2k};
 use std::cmp::Ordering;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
 use vm2k::distro::Distros;
-use vm2k::graph::{self, Aside, Facts, Graph, Pruned};
+use vm2k::graph::{self, Aside, Facts, Graph, Proved, Pruned, Under};
 use vm2k::pkgdb::order::Order;
-use vm2k::pkgdb::{self, DATABASES, Package};
+use vm2k::pkgdb::{self, Database, Package};
 use vm2k::source::directory::Directory;
 
 /// Random versions, the same ones on every machine; many are equal up to a point.
@@ -139,14 +141,21 @@ fn versions_as_pacman_says() {
 const SERVER: &str = "systemd-sysv,nginx,openssh-server,cron,rsyslog,postgresql-client,python3-flask,rsync,curl,git,vim,\
     redis-server,php-fpm,unattended-upgrades,initramfs-tools,console-setup,mailutils,postfix,procps";
 
+/// Where the servers and what they are judged with are kept.
+fn cache() -> PathBuf {
+    let cache =
+        std::env::var_os("VM2K_TEST_CACHE").map_or_else(|| "/var/tmp/vm2k-machine".into(), PathBuf::from);
+    cache.join("graph")
+}
+
 /// A server's root with the lists of its repositories. `None` if the test is skipped.
 fn server(test: &str, release: &str) -> Option<PathBuf> {
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
     if !tools(test, &["mmdebstrap", "chroot"]) || !root(test) {
         return None;
     }
-    let cache =
-        std::env::var_os("VM2K_TEST_CACHE").map_or_else(|| "/var/tmp/vm2k-machine".into(), PathBuf::from);
-    let folder = cache.join("graph").join(release);
+    let folder = cache().join(release);
+    let _guard = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     if !folder.exists() {
         // rsync is left over: nothing asked for it, nothing needs it.
         bash(
@@ -158,6 +167,106 @@ fn server(test: &str, release: &str) -> Option<PathBuf> {
         );
     }
     Some(folder)
+}
+
+/// The same release with nothing asked for, unpacked: what stands for a base image.
+fn base(release: &str) -> tempfile::TempDir {
+    let tar = cache().join(format!("base-{release}.tar"));
+    if !tar.exists() {
+        bash(
+            "mmdebstrap -q --variant=minbase --skip=cleanup/apt --format=tar \
+             --customize-hook='rm -rf \"$1\"/usr/share/doc \"$1\"/usr/share/locale \"$1\"/usr/share/man \
+             \"$1\"/var/cache/apt/archives/*.deb' \"$2\" \"$1.part\"; mv \"$1.part\" \"$1\"",
+            &[&tar, Path::new(release)],
+        );
+    }
+    let root = scratch(2 << 30);
+    run(Command::new("tar")
+        .arg("-xpf")
+        .arg(&tar)
+        .arg("-C")
+        .arg(root.path()));
+    root
+}
+
+/// Name and version of each installed package, as dpkg lists them.
+fn installed(root: &Path) -> BTreeMap<String, String> {
+    let out = run(Command::new("chroot").arg(root).args([
+        "dpkg-query",
+        "-W",
+        "-f",
+        "${db:Status-Status} ${Package} ${Version}\n",
+    ]));
+    let text = String::from_utf8(out.stdout).unwrap();
+    let lines = text.lines().filter_map(|l| l.strip_prefix("installed "));
+    lines
+        .map(|l| {
+            let (name, version) = l.split_once(' ').unwrap();
+            (name.to_owned(), version.to_owned())
+        })
+        .collect()
+}
+
+/// Asks apt in `root` for `roots` and nothing else, in the machine's versions where the mirror serves them, and gives what is
+/// served of the machine. What a Dockerfile pins in its command is pinned here in a file of preferences. Nothing is
+/// started, and what is fetched is kept for the next time.
+fn install(
+    root: &Path,
+    release: &str,
+    roots: &BTreeSet<String>,
+    machine: &BTreeMap<String, String>,
+) -> BTreeMap<String, String> {
+    let pins: String = machine
+        .iter()
+        .map(|(name, version)| format!("Package: {name}\nPin: version {version}\nPin-Priority: 1001\n\n"))
+        .collect();
+    std::fs::write(root.join("etc/apt/preferences.d/machine"), pins).unwrap();
+    let archives = cache().join(format!("archives-{release}"));
+    // apt takes a file of the cache only if its digest is right.
+    bash(
+        "mkdir -p \"$2\"; printf '#!/bin/sh\\nexit 101\\n' > \"$1/usr/sbin/policy-rc.d\"; chmod 755 \"$1/usr/sbin/policy-rc.d\"; \
+         cp /etc/resolv.conf \"$1/etc/resolv.conf\"; \
+         find \"$2\" -name '*.deb' -exec cp -t \"$1/var/cache/apt/archives\" {} +; chroot \"$1\" apt-get -q update",
+        &[root, &archives],
+    );
+    let mut served = BTreeMap::new();
+    let names: Vec<&str> = machine.keys().map(String::as_str).collect();
+    let out = run(Command::new("chroot")
+        .arg(root)
+        .args(["apt-cache", "madison"])
+        .args(names));
+    for line in String::from_utf8(out.stdout).unwrap().lines() {
+        let fields: Vec<&str> = line.split('|').map(str::trim).collect();
+        if machine.get(fields[0]).is_some_and(|v| v == fields[1]) {
+            served.insert(fields[0].to_owned(), fields[1].to_owned());
+        }
+    }
+    let words = roots.iter().map(|name| match served.get(name) {
+        Some(version) => format!("{name}={version}"),
+        None => name.clone(),
+    });
+    let mut command = Command::new("unshare");
+    command
+        .args(["--mount", "--pid", "--fork", "--kill-child"])
+        .arg(format!("--mount-proc={}", root.join("proc").display()))
+        .arg("chroot")
+        .arg(root)
+        .args([
+            "env",
+            "DEBIAN_FRONTEND=noninteractive",
+            "LC_ALL=C",
+            "apt-get",
+            "-q",
+        ])
+        .args(["-o", "DPkg::Options::=--force-unsafe-io"])
+        .args(["install", "-y", "--no-install-recommends", "--allow-downgrades"])
+        .args(words);
+    run(&mut command);
+    bash(
+        "find \"$1/var/cache/apt/archives\" -maxdepth 1 -name '*.deb' -exec cp -n -t \"$2\" {} +",
+        &[root, &archives],
+    );
+    served
 }
 
 /// What apt would do in the machine: the names behind `verb` in its simulation. `None` if it refuses.
@@ -191,19 +300,17 @@ struct Machine {
     pruned: Pruned,
 }
 
-fn machine(folder: &Path) -> Machine {
+fn packages(folder: &Path) -> Vec<Package> {
     let source = Directory::open(folder).unwrap();
-    let packages = pkgdb::dpkg::read(&source).unwrap().packages;
-    let graph = Graph::build(&packages, &DATABASES[0], &[]);
+    pkgdb::dpkg::read(&source).unwrap().packages
+}
+
+fn machine(folder: &Path, under: Under<'_>) -> Machine {
+    let packages = packages(folder);
     let distros = Distros::load(None).unwrap();
-    let globs = graph::globs(&distros, distros.get("debian")).unwrap();
-    let base = graph::system(&packages);
-    let facts = Facts {
-        base: &base,
-        not_in_containers: &globs,
-    };
-    let pruned = graph::prune(&graph, &packages, &facts);
-    assert_eq!(pruned.lost(&graph, &facts), Vec::<usize>::new());
+    let dpkg = Database::named("dpkg").unwrap();
+    let Proved { graph, pruned } =
+        graph::find(&packages, dpkg, under, &distros, distros.get("debian")).unwrap();
     Machine {
         packages,
         graph,
@@ -211,71 +318,81 @@ fn machine(folder: &Path) -> Machine {
     }
 }
 
-#[test]
-fn roots_of_servers_bring_the_rest() {
-    for release in ["bullseye", "bookworm", "trixie"] {
-        let Some(folder) = server("graph::roots_of_servers_bring_the_rest", release) else {
-            return;
-        };
-        let Machine {
-            packages,
-            graph,
-            pruned,
-        } = machine(&folder);
-        assert!(
-            (200..=600).contains(&packages.len()),
-            "{release}: {} packages",
-            packages.len()
-        );
-        assert!(graph.unmet.is_empty(), "{release}: {:?}", graph.unmet);
-        assert!(
-            pruned.roots.len() * 5 <= packages.len(),
-            "{release}: {} roots of {}",
-            pruned.roots.len(),
-            packages.len()
-        );
-
-        // apt installs the roots on a system that has only the base.
-        let base = names(&packages, pruned.base.iter().copied());
-        let status = std::fs::read_to_string(folder.join("var/lib/dpkg/status")).unwrap();
-        let kept: String = status
-            .split_inclusive("\n\n")
-            .filter(|stanza| {
-                let name = stanza.lines().find_map(|l| l.strip_prefix("Package: "));
-                name.is_some_and(|n| base.contains(n))
-            })
-            .collect();
-        std::fs::write(folder.join("base.status"), kept).unwrap();
-        let roots = names(&packages, pruned.roots.iter().map(|r| r.package));
-        let mut arguments = vec![
-            "-o",
-            "Dir::State::status=/base.status",
-            "--no-install-recommends",
-            "install",
-        ];
-        arguments.extend(roots.iter().map(String::as_str));
-        let (installed, _) = apt(&folder, "Inst", &arguments).expect("apt installs the roots");
-        std::fs::remove_file(folder.join("base.status")).unwrap();
-        let all = names(&packages, 0..packages.len());
-        let apart = names(&packages, pruned.apart.iter().map(|a| a.package));
-        let lost: Vec<&String> = all
-            .iter()
-            .filter(|n| !installed.contains(*n) && !base.contains(*n) && !apart.contains(*n))
-            .collect();
-        eprintln!(
-            "{release}: {} packages, {} edges, {} roots {roots:?}, {} in the base, set apart {apart:?}, apt brings {} more than the machine has",
-            packages.len(),
-            graph.edge_count(),
-            roots.len(),
-            base.len(),
-            installed.difference(&all).count(),
-        );
-        assert!(lost.is_empty(), "{release}: lost {lost:?}");
-        assert!(
-            apart.contains("initramfs-tools") && apart.contains("console-setup"),
-            "{apart:?}"
-        );
+/// apt installs the roots of a server into a system that has nothing else: all that is not set apart comes with them.
+fn roots_bring_the_rest(test: &str, release: &str) {
+    if !tools(test, &["unshare", "tar"]) {
+        return;
     }
+    let Some(folder) = server(test, release) else {
+        return;
+    };
+    let root = base(release);
+    let base = packages(root.path());
+    let Machine {
+        packages,
+        graph,
+        pruned,
+    } = machine(&folder, Under::Base(&base));
+    let machine = installed(&folder);
+    assert_eq!(
+        machine.keys().cloned().collect::<BTreeSet<_>>(),
+        names(&packages, 0..packages.len())
+    );
+    assert!((200..=600).contains(&machine.len()), "{} packages", machine.len());
+    assert!(graph.unmet.is_empty(), "{:?}", graph.unmet);
+    assert!(
+        pruned.roots.len() * 5 <= packages.len(),
+        "{} roots of {}",
+        pruned.roots.len(),
+        packages.len()
+    );
+    let roots = names(&packages, pruned.roots.iter().map(|r| r.package));
+    let apart = names(&packages, pruned.apart.iter().map(|a| a.package));
+    let served = install(root.path(), release, &roots, &machine);
+    let brought = installed(root.path());
+    let lost: Vec<&String> = machine
+        .keys()
+        .filter(|n| !brought.contains_key(*n) && !apart.contains(*n))
+        .collect();
+    eprintln!(
+        "{release}: {} packages, {} edges, {} roots {roots:?}, {} in the base, set apart {apart:?}; apt installed {}, which \
+         are {} more than the machine has; {} of the machine's versions are served",
+        machine.len(),
+        graph.edge_count(),
+        roots.len(),
+        base.len(),
+        brought.len() - base.len(),
+        brought.keys().filter(|n| !machine.contains_key(*n)).count(),
+        served.len(),
+    );
+    assert!(lost.is_empty(), "lost {lost:?}");
+    let other: Vec<_> = brought
+        .iter()
+        .filter(|(name, version)| served.get(*name).is_some_and(|v| v != *version))
+        .collect();
+    assert!(
+        other.is_empty(),
+        "in another version than the machine's: {other:?}"
+    );
+    assert!(
+        apart.contains("initramfs-tools") && apart.contains("console-setup"),
+        "{apart:?}"
+    );
+}
+
+#[test]
+fn roots_of_a_server_of_debian_11_bring_the_rest() {
+    roots_bring_the_rest("graph::roots_of_a_server_of_debian_11_bring_the_rest", "bullseye");
+}
+
+#[test]
+fn roots_of_a_server_of_debian_12_bring_the_rest() {
+    roots_bring_the_rest("graph::roots_of_a_server_of_debian_12_bring_the_rest", "bookworm");
+}
+
+#[test]
+fn roots_of_a_server_of_debian_13_bring_the_rest() {
+    roots_bring_the_rest("graph::roots_of_a_server_of_debian_13_bring_the_rest", "trixie");
 }
 
 #[test]
@@ -284,7 +401,7 @@ fn what_breaks_is_what_apt_removes() {
         let Some(folder) = server("graph::what_breaks_is_what_apt_removes", release) else {
             return;
         };
-        let Machine { packages, graph, .. } = machine(&folder);
+        let Machine { packages, graph, .. } = machine(&folder, Under::System);
         // What apt calls left over. It follows the same relations.
         let (theirs, _) = apt(&folder, "Remv", &["autoremove"]).unwrap();
         let none = graph::prune(&graph, &packages, &Facts::default());
@@ -326,6 +443,32 @@ fn what_breaks_is_what_apt_removes() {
         }
         eprintln!("{release}: {judged} packages break what apt removes with them");
         assert!(judged > 5, "{judged}");
+    }
+}
+
+/// What is set apart is what apt takes away with what no container needs.
+#[test]
+fn what_is_set_apart_is_what_apt_takes_along() {
+    for release in ["bullseye", "bookworm", "trixie"] {
+        let Some(folder) = server("graph::what_is_set_apart_is_what_apt_takes_along", release) else {
+            return;
+        };
+        let Machine { packages, pruned, .. } = machine(&folder, Under::System);
+        let unwanted = pruned
+            .apart
+            .iter()
+            .filter(|a| matches!(a.why, Aside::NotInContainers { .. }))
+            .map(|a| a.package);
+        let unwanted = names(&packages, unwanted);
+        let mut arguments = vec!["--auto-remove", "remove"];
+        arguments.extend(unwanted.iter().map(String::as_str));
+        let (theirs, _) = apt(&folder, "Remv", &arguments).unwrap();
+        let ours = names(&packages, pruned.apart.iter().map(|a| a.package));
+        assert_eq!(ours, theirs, "{release}");
+        assert!(
+            ours.len() > unwanted.len() && !ours.contains("libkmod2"),
+            "{release}: {ours:?}"
+        );
     }
 }
 

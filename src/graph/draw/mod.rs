@@ -6,7 +6,7 @@ mod svg;
 
 pub use json::SCHEMA;
 
-use super::{Aside, Graph, Mark, Pruned, Why, label, native_arch};
+use super::{Aside, Graph, Mark, Pruned, Why};
 use crate::pkgdb::Package;
 use std::path::Path;
 
@@ -58,8 +58,7 @@ pub fn draw(view: &View<'_>, format: Format) -> String {
 impl View<'_> {
     /// What each package is called.
     fn labels(&self) -> Vec<String> {
-        let native = native_arch(self.packages);
-        self.packages.iter().map(|p| label(p, native)).collect()
+        self.packages.iter().map(|p| self.graph.label(p)).collect()
     }
 
     fn marks(&self) -> Vec<Mark> {

@@ -202,11 +202,6 @@ pub fn read_bytes(kind: &str, bytes: Vec<u8>, wal: Option<Vec<u8>>) -> Result<Li
     read(&source.build())
 }
 
-/// The architecture that most packages are built for, in the words of OCI and in rpm's.
-pub fn architecture(packages: &[Package]) -> Option<(Arch, String)> {
-    super::commonest_arch(packages, oci_arch)
-}
-
 /// The architecture in the words of OCI for one in rpm's (`rpmrc`).
 pub fn oci_arch(arch: &str) -> Option<Arch> {
     let (architecture, variant) = match arch {

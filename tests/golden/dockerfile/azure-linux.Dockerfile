@@ -23,4 +23,5 @@ ADD rest.tar /
 LABEL org.opencontainers.image.base.digest="sha256:8ac55bc0170902794f8721553a17fb220a51fe40ae423ce9980b3b77812c2f07" \
       org.opencontainers.image.description="Microsoft Azure Linux 3.0 from a machine, by vm2k" \
       org.opencontainers.image.title="web" \
-      org.opencontainers.image.version="3.0"
+      org.opencontainers.image.version="3.0" \
+      io.github.vm2k.plan="..."

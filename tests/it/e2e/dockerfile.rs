@@ -1,5 +1,6 @@
 //! Build contexts of real disks, built with real engines. What differs from the machine afterwards must be explained.
 
+use super::strategy::Docker;
 use super::*;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -82,20 +83,11 @@ fn mirror(test: &str) -> bool {
     there
 }
 
-#[test]
-fn a_context_of_a_disk_builds_and_gives_the_machine() {
-    let test = "a_context_of_a_disk_builds_and_gives_the_machine";
-    if !support::tools(test, &["buildah", "skopeo", "curl"]) || !support::root(test) || !mirror(test) {
-        return;
-    }
-    let Some(machine) = machine(test, "small") else {
-        return;
-    };
-    let work = Work::new();
+/// The context of a disk, whose report names the base, made in `work`.
+fn context_of(machine: &Machine, work: &Work) -> (PathBuf, Value) {
     let context = work.path("out/context");
-    let disk = machine.qcow2();
     let report = ended(
-        work.vm2k(["dockerfile".as_ref(), disk.as_os_str()])
+        work.vm2k(["dockerfile".as_ref(), machine.qcow2().as_os_str()])
             .args(["--base", &machine.base(), "--json", "-o"])
             .arg(&context),
     );
@@ -109,54 +101,131 @@ fn a_context_of_a_disk_builds_and_gives_the_machine() {
     for package in report["packages"].as_array().unwrap() {
         assert!(!package["why"].as_str().unwrap().is_empty(), "{package}");
     }
+    (context, report)
+}
+
+/// Fails unless `vm2k verify --json` of a built context names only what ADD cannot carry: times, and the attributes that
+/// `lost` says. A path that only one side has is never explained.
+fn equals(verify: &Ended, by: &str, lost: &[&str]) {
+    let report = verify.expect(3).json();
+    let differences = report["differences"].as_array().unwrap();
+    let explained = |difference: &Value| {
+        let path = difference["path"].as_str().unwrap();
+        let fields = difference["fields"].as_array().unwrap();
+        let mut fields = fields.iter().map(|f| f.as_str().unwrap());
+        difference["what"] == "differs"
+            && fields.all(|f| f == "mtime" || (f == "xattrs" && lost.iter().any(|dir| path.starts_with(dir))))
+    };
+    let unexplained: Vec<&Value> = differences.iter().filter(|d| !explained(d)).collect();
+    let compared = report["compared"].as_u64().unwrap();
+    eprintln!("{by}: {} of {compared} paths differ", differences.len());
+    assert!(unexplained.is_empty(), "{by}: {unexplained:#?}");
+    assert!(compared > 5000, "{compared}");
+    assert_eq!(report["unread"], Value::Array(Vec::new()));
+}
+
+#[test]
+fn a_context_of_a_disk_builds_and_gives_the_machine() {
+    let test = "a_context_of_a_disk_builds_and_gives_the_machine";
+    if !support::tools(test, &["buildah", "skopeo", "curl"]) || !support::root(test) || !mirror(test) {
+        return;
+    }
+    let Some(machine) = machine(test, "small") else {
+        return;
+    };
+    let work = Work::new();
+    let (context, report) = context_of(machine, &work);
     let buildah = Buildah::new();
     buildah.load(&machine.base(), report["from"].as_str().unwrap());
     let built = buildah.build(&context, "localhost/built:t");
-    let said = String::from_utf8_lossy(&built.stderr).into_owned();
     assert!(
         built.status.success(),
-        "{}\n{said}",
-        String::from_utf8_lossy(&built.stdout)
+        "{}\n{}",
+        String::from_utf8_lossy(&built.stdout),
+        String::from_utf8_lossy(&built.stderr)
     );
     let image = work.output("oci", "built:t");
     buildah.save("localhost/built:t", &image);
-    let diff = ended(
-        work.vm2k(["diff".as_ref(), disk.as_os_str()])
+    let verify = ended(
+        work.vm2k(["verify".as_ref(), machine.qcow2().as_os_str()])
             .args([&image, "--json"]),
     );
-    let plan = ended(
-        work.vm2k(["plan".as_ref(), disk.as_os_str()])
-            .args(["--base", &machine.base()]),
-    );
-    let plan = plan.expect(0).text();
-    let mut unexplained = Vec::new();
-    for change in diff.expect(3).json()["changes"].as_array().unwrap() {
-        let path = change["path"].as_str().unwrap();
-        let fields: Vec<&str> = change["fields"]
-            .as_array()
-            .into_iter()
-            .flatten()
-            .filter_map(Value::as_str)
-            .collect();
-        let runtime = ["/dev", "/run", "/proc", "/sys"]
-            .iter()
-            .any(|d| path.starts_with(d));
-        let explained = match change["change"].as_str().unwrap() {
-            // What the rules leave out is in the plan.
-            "deleted" => plan.contains(&format!("- {path}\n")),
-            // ADD carries no times of what packages bring, and buildah no ACLs.
-            "changed" => fields == ["mtime"] || (fields == ["xattrs"] && path.starts_with("/srv/hard/acl/")),
-            _ => false,
-        };
-        if !explained && !runtime {
-            unexplained.push(change.clone());
-        }
-    }
-    assert!(unexplained.is_empty(), "{unexplained:#?}");
+    equals(&verify, "buildah", &["/srv/hard/acl/"]);
     let config = run(Command::new("skopeo").args(["inspect", "--config", &image]));
     let config = json(&config.stdout);
     let title = &config["config"]["Labels"]["org.opencontainers.image.title"];
     assert_eq!(title.as_str().unwrap(), machine.fact("hostname"));
+}
+
+/// The docker commands on the path that build with `builder` (`1`: BuildKit): newer ones need a plugin for that.
+fn client(builder: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let mut all = std::env::split_paths(&path).map(|d| d.join("docker"));
+    all.find(|docker| {
+        let said = Command::new(docker)
+            .args(["build", "--help"])
+            .env("DOCKER_BUILDKIT", builder)
+            .output();
+        said.is_ok_and(|o| {
+            let buildkit = String::from_utf8_lossy(&o.stdout).contains("--secret");
+            o.status.success() && (builder == "0" || buildkit)
+        })
+    })
+}
+
+#[test]
+fn docker_build_gives_the_machine() {
+    let test = "docker_build_gives_the_machine";
+    if !support::tools(test, &["docker", "dockerd", "skopeo", "curl"])
+        || !support::root(test)
+        || !mirror(test)
+    {
+        return;
+    }
+    let Some(machine) = machine(test, "small") else {
+        return;
+    };
+    let work = Work::new();
+    let (context, report) = context_of(machine, &work);
+    let docker = Docker::start(&work);
+    let from = report["from"].as_str().unwrap();
+    run(Command::new("skopeo")
+        .args([
+            "copy",
+            "-q",
+            "--dest-daemon-host",
+            &docker.host(),
+            &machine.base(),
+        ])
+        .arg(format!("docker-daemon:{from}")));
+    for (builder, by) in [("0", "classic"), ("1", "BuildKit")] {
+        let Some(client) = client(builder) else {
+            support::skip(test, &format!("a docker command that builds with {by}"));
+            continue;
+        };
+        let name = format!("vm2k-test/{}:1", by.to_lowercase());
+        let built = run(Command::new(client)
+            .args([
+                "--host",
+                &docker.host(),
+                "build",
+                "--network",
+                "host",
+                "--tag",
+                &name,
+            ])
+            .arg(&context)
+            .env("DOCKER_BUILDKIT", builder));
+        let said = [built.stdout, built.stderr].concat();
+        let classic = String::from_utf8_lossy(&said).contains("Successfully built");
+        assert_eq!(classic, builder == "0", "{}", String::from_utf8_lossy(&said));
+        let verify = ended(
+            work.vm2k(["verify".as_ref(), machine.qcow2().as_os_str()])
+                .args([&format!("docker-daemon:{name}"), "--json"])
+                .env("DOCKER_HOST", docker.host()),
+        );
+        equals(&verify, by, &["/srv/hard/acl/", "/srv/hard/xattr"]);
+    }
 }
 
 #[test]
