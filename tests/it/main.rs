@@ -32,6 +32,7 @@ mod oci;
 mod packages;
 #[allow(dead_code, reason = "shared by the modules beside it")]
 mod rpm;
+mod ssh;
 mod states;
 mod support;
 mod vfat;
