@@ -146,6 +146,21 @@ pub fn resolve(target: &Target, files: &Files, place: &Place) -> Result<Settings
     settings(target, reader.finish(), place)
 }
 
+/// The settings of `target` by a file that holds `text`. What it includes is read.
+///
+/// # Errors
+/// As [`resolve`].
+pub fn resolve_text(target: &Target, text: &str, place: &Place) -> Result<Settings> {
+    let mut reader = read::Reader::new(target, place);
+    let path = Path::new("ssh_config");
+    reader.text(text, path, true, 0)?;
+    if reader.wants_second_pass() {
+        reader.second_pass();
+        reader.text(text, path, true, 0)?;
+    }
+    settings(target, reader.finish(), place)
+}
+
 fn settings(target: &Target, values: Values, place: &Place) -> Result<Settings> {
     let host_name = match values.one("hostname") {
         Some(name) => {

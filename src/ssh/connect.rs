@@ -237,16 +237,23 @@ impl Wire {
             Some(Err(error)) => error,
         };
         let software = self.session.banner().unwrap_or("no ssh server").to_owned();
+        const OLD: &str = "an old host may have only ssh-rsa keys with SHA-1: connect with the system's client, \
+                           --rsh 'ssh -oHostKeyAlgorithms=+ssh-rsa -oPubkeyAcceptedAlgorithms=+ssh-rsa'";
         Err(match error.code() {
-            // Key exchange: there is no method that both have.
-            ErrorCode::Session(-5 | -8 | -33 | -17) => Error::unsupported(format!(
-                "{name}: the host ({software}) and this program have no algorithm in common: {}",
-                error.message()
-            ))
-            .hint(
-                "an old host may have only ssh-rsa keys with SHA-1: connect with the system's client, \
-                 --rsh 'ssh -oHostKeyAlgorithms=+ssh-rsa -oPubkeyAcceptedAlgorithms=+ssh-rsa'",
-            ),
+            // The exchange of keys has one code for both causes. Where nothing was agreed on and the host still listens,
+            // there is no method that both have.
+            ErrorCode::Session(-5 | -8 | -33 | -17)
+                if self.session.methods(MethodType::HostKey).is_none() =>
+            {
+                let text =
+                    format!("{name}: the host ({software}) and this program have no algorithm in common");
+                match self.has_ended() {
+                    false => Error::unsupported(text).hint(OLD),
+                    true => {
+                        lost(format!("{text}, or the connection broke")).hint(format!("try again; {OLD}"))
+                    }
+                }
+            }
             ErrorCode::Session(-2) => lost(format!(
                 "{name} sent no greeting of an ssh server: {}",
                 error.message()
@@ -255,6 +262,15 @@ impl Wire {
             _ => lost(format!("{name} broke off the handshake: {}", error.message()))
                 .hint("try again; sshd closes at once where MaxStartups or a ban stops it"),
         })
+    }
+
+    /// True if the host closed the connection.
+    fn has_ended(&self) -> bool {
+        let flags = rustix::net::RecvFlags::PEEK | rustix::net::RecvFlags::DONTWAIT;
+        match rustix::net::recv(&self.socket, &mut [0_u8; 1][..], flags) {
+            Ok((count, _)) => count == 0,
+            Err(e) => e != rustix::io::Errno::AGAIN,
+        }
     }
 
     /// Says which algorithms are wanted.

@@ -62,7 +62,7 @@ impl Target {
             return Err(wrong("there is no host"));
         }
         // What another program would take for an option or for a shell's words is no name.
-        let odd = |c: char| c.is_control() || c.is_whitespace() || "'`\"$\\;&<>|(){}".contains(c);
+        let odd = |c: char| c.is_control() || c.is_whitespace() || "'`\"$\\;&<>|(){}[]".contains(c);
         if host.starts_with('-') || host.contains(odd) {
             return Err(wrong("that is not the name of a host"));
         }

@@ -122,6 +122,15 @@ pub(super) fn find(
         .flat_map(|file| of_file(file, &certificates))
         .collect();
     for (_, key) in of_agent {
+        // It would ask the agent for a signature with SHA-1, which no host takes.
+        if Certificate::parse(key.blob()).is_some_and(|c| c.key.kind() == Some("ssh-rsa")) {
+            remarks.push(format!(
+                "agent's certificate {} {} (libssh2 cannot use one of an RSA key in an agent)",
+                fingerprint(key.blob()),
+                key.comment()
+            ));
+            continue;
+        }
         identities.push(Identity {
             name: format!("agent's key {} {}", fingerprint(key.blob()), key.comment()),
             source: Source::Agent(key),

@@ -154,7 +154,10 @@ fn configurations_mean_what_ssh_says() {
             assert_eq!(Some(ours.host_name.as_str()), one("hostname"), "{context}");
             assert_eq!(Some(ours.port.to_string().as_str()), one("port"), "{context}");
             assert_eq!(Some(ours.user.as_str()), one("user"), "{context}");
-            let files: Vec<String> = all("identityfile").into_iter().filter(|f| f != "none").collect();
+            let files: Vec<String> = all("identityfile")
+                .into_iter()
+                .filter(|f| f != "none" && !f.ends_with("/id_dsa"))
+                .collect();
             assert_eq!(paths(&ours.identity_files), files, "{context}");
             assert_eq!(
                 paths(&ours.certificate_files),

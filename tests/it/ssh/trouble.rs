@@ -272,7 +272,8 @@ fn an_old_host_ends_with_a_hint() {
     home.know(&server);
     home.key(&server, "id_ed25519", &["-t", "ed25519"]);
     let (code, text) = refused(home.connect(&at(&server), &home.options()));
-    assert_eq!(code, code::UNSUPPORTED, "{text}");
+    // The host hangs up too, and may be the first to do so.
+    assert!([code::UNSUPPORTED, code::NETWORK].contains(&code), "{text}");
     assert!(
         text.contains("no algorithm in common") && text.contains("--rsh 'ssh "),
         "{text}"
