@@ -76,6 +76,8 @@ pub mod repository;
 pub mod scratch;
 pub mod source;
 #[cfg(feature = "full")]
+pub mod ssh;
+#[cfg(feature = "full")]
 pub mod store;
 #[cfg(feature = "full")]
 mod tar;

@@ -66,6 +66,9 @@ if [ "${1:-all}" = all ]; then
         "bsdtar     libarchive-tools"
         "debian-distro-info distro-info"
         "vercmp     pacman-package-manager"
+        "sshd       openssh-server"
+        "ssh        openssh-client"
+        "useradd    passwd"
     )
 fi
 

@@ -5,17 +5,16 @@ import json
 import re
 import subprocess
 import sys
+import tomllib
 
-text = "\n".join(line.split("#")[0] for line in open("deny.toml", encoding="utf-8"))
-
-
-def names(section, key):
-    body = text.split(f"[{section}]")[1].split("\n[")[0]
-    found = re.search(rf"^{key} = \[(.*?)\]", body, re.M | re.S)
-    return set(re.findall(r'"([^"]+)"', found.group(1))) if found else set()
-
-
-allowed, banned = names("licenses", "allow"), names("bans", "deny")
+deny = tomllib.load(open("deny.toml", "rb"))
+allowed = set(deny["licenses"]["allow"])
+# Banned crates, each with those that may use it all the same.
+banned = {}
+for entry in deny["bans"]["deny"]:
+    if isinstance(entry, str):
+        entry = {"crate": entry}
+    banned[entry["crate"]] = set(entry.get("wrappers", []))
 host = re.search(r"host: (\S+)", subprocess.check_output(["rustc", "-vV"], text=True)).group(1)
 metadata = json.loads(
     subprocess.check_output(["cargo", "metadata", "--format-version", "1", "--locked", "--filter-platform", host])
@@ -63,6 +62,11 @@ def fits(expression):
 bad = []
 linked = {node["id"] for node in metadata["resolve"]["nodes"]}
 packages = [p for p in metadata["packages"] if p["id"] in linked]
+name_of = {p["id"]: p["name"] for p in packages}
+users = {p["id"]: set() for p in packages}
+for node in metadata["resolve"]["nodes"]:
+    for used in node["dependencies"]:
+        users[used].add(name_of[node["id"]])
 for package in packages:
     name = f"{package['name']} {package['version']}"
     if not package["license"]:
@@ -72,6 +76,7 @@ for package in packages:
     if package["source"] and package["source"] != "registry+https://github.com/rust-lang/crates.io-index":
         bad.append(f"{name}: comes from {package['source']}")
     if package["name"] in banned:
-        bad.append(f"{name}: is banned in deny.toml")
+        for user in users[package["id"]] - banned[package["name"]]:
+            bad.append(f"{name}: is banned in deny.toml, but used by {user}")
 print("\n".join(bad) or f"{len(packages)} crates: licences and sources are as deny.toml says")
 sys.exit(bool(bad))

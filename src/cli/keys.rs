@@ -57,21 +57,57 @@ fn read(from: &mut dyn Read, name: &str) -> Result<Secret> {
     Ok(key)
 }
 
+/// The first line of `from`, at most [`MAX_PASSPHRASE`] bytes, without its end.
+///
+/// # Errors
+/// [`Error::Io`] if it cannot be read, [`Error::Usage`] if it is too long.
+pub(super) fn read_line_of(from: &mut dyn Read, name: &str) -> Result<Secret> {
+    let mut line = Zeroizing::new(Vec::with_capacity(MAX_PASSPHRASE + 1));
+    // A byte at a time: what stands behind the line is not for this.
+    let mut byte = Zeroizing::new([0]);
+    while from
+        .read(&mut *byte)
+        .map_err(|e| Error::io(format!("reading {name}"), e))?
+        == 1
+        && *byte != [b'\n']
+    {
+        if line.len() == MAX_PASSPHRASE {
+            return Err(Error::usage(format!(
+                "the first line of {name} is longer than {MAX_PASSPHRASE} bytes"
+            )));
+        }
+        line.extend_from_slice(&*byte);
+    }
+    if line.last() == Some(&b'\r') {
+        line.pop();
+    }
+    Ok(line)
+}
+
 /// Asks for the passphrase of `device` without showing what is typed; an empty one goes on without.
 fn ask_for(device: &str) -> Option<Secret> {
+    ask(
+        &format!("passphrase for {device} (Enter to go on without): "),
+        false,
+    )
+}
+
+/// Asks the user at the terminal; what is typed is shown only with `echo`. `None` if stdin is no terminal, or for an empty
+/// answer.
+pub(super) fn ask(text: &str, echo: bool) -> Option<Secret> {
     let stdin = std::io::stdin();
+    if !stdin.is_terminal() {
+        return None;
+    }
     let before = tcgetattr(&stdin).ok()?;
     let mut silent = before.clone();
     // Signals stay off until the echo is back: ending the program here would leave a terminal that shows nothing.
-    silent.local_modes.remove(LocalModes::ECHO | LocalModes::ISIG);
+    silent.local_modes.remove(LocalModes::ISIG);
+    silent.local_modes.set(LocalModes::ECHO, echo);
     silent.local_modes.insert(LocalModes::ECHONL | LocalModes::ICANON);
     silent.special_codes[SpecialCodeIndex::VEOL] = CTRL_C;
     let mut err = std::io::stderr();
-    let _ = write!(
-        err,
-        "passphrase for {} (Enter to go on without): ",
-        Escaped(device.as_bytes())
-    );
+    let _ = write!(err, "{}", Escaped(text.as_bytes()));
     let _ = err.flush();
     tcsetattr(&stdin, OptionalActions::Flush, &silent).ok()?;
     // Straight from the terminal: a buffered reader would keep a copy. One read is one line.

@@ -16,6 +16,7 @@ mod patch;
 mod plan;
 mod roots;
 mod scan;
+mod ssh;
 mod strategy;
 mod target;
 mod text;
@@ -85,6 +86,9 @@ struct Common {
     /// Use no network
     #[arg(long, global = true)]
     offline: bool,
+    // Last, because its heading holds for what follows.
+    #[command(flatten)]
+    ssh: ssh::SshArguments,
 }
 
 impl Common {

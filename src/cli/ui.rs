@@ -7,6 +7,7 @@ use std::io::IsTerminal;
 use std::sync::Arc;
 
 /// Progress bars with bytes and time left on a terminal; warnings anywhere; nothing with `--quiet`.
+#[derive(Clone)]
 pub(super) struct Ui {
     bars: MultiProgress,
     quiet: bool,

@@ -33,6 +33,7 @@ mod packages;
 mod repositories;
 #[allow(dead_code, reason = "shared by the modules beside it")]
 mod rpm;
+mod ssh;
 mod states;
 mod support;
 mod vfat;
