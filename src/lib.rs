@@ -48,6 +48,7 @@ pub mod read_at;
 pub mod repository;
 pub mod scratch;
 pub mod source;
+pub mod ssh;
 pub mod store;
 mod tar;
 pub mod tree;
