@@ -20,6 +20,7 @@
 //!
 //! `docs/architecture.md` has the map of modules and the rules between them.
 
+pub mod agent;
 pub mod arch;
 pub mod bytes;
 mod cache;

@@ -236,6 +236,7 @@ pub(super) fn run(common: &Common, arguments: &Arguments, ui: &Ui) -> anyhow::Re
         Some(_) => Some(weigh(&*opened.source, &prepared)?),
         None => None,
     };
+    opened.source.finished();
     let report = report(&prepared, &layers, &image, &outputs, &*opened.source, weights);
     if let Some(path) = &arguments.report {
         let mut json = serde_json::to_vec_pretty(&report)?;
@@ -333,6 +334,7 @@ fn report(
         "rewritten": document.rewritten,
         "unsaid": document.unsaid,
         "problems": problems,
+        "traffic": source.traffic(),
     })
 }
 
@@ -465,6 +467,10 @@ fn table(
             problem.path,
             crate::error::Escaped(problem.what.as_bytes())
         ));
+    }
+    if let Some(traffic) = source.traffic() {
+        line(String::new());
+        line(text::traffic(&traffic));
     }
     if let Some(output) = outputs.first() {
         line(String::new());
