@@ -45,6 +45,7 @@ pub mod path;
 pub mod pkgdb;
 pub mod plan;
 pub mod progress;
+pub mod rdiff;
 pub mod read_at;
 pub mod repository;
 pub mod scratch;

@@ -70,9 +70,16 @@ impl From<Errno> for Failed {
 }
 
 /// Does one job.
-pub(super) fn work(root: BorrowedFd<'_>, job: &Job, limits: &Limits, buf: &mut Vec<u8>, out: &mut Block<'_>) {
+pub(super) fn work(
+    root: BorrowedFd<'_>,
+    job: &Job,
+    signature: &[u8],
+    limits: &Limits,
+    buf: &mut Vec<u8>,
+    out: &mut Block<'_>,
+) {
     limits.working();
-    if let Err(Failed(why, what)) = attempts(root, job, limits, buf, out) {
+    if let Err(Failed(why, what)) = attempts(root, job, signature, limits, buf, out) {
         out.put(&Item::Failed {
             job: job.number,
             why,
@@ -84,6 +91,7 @@ pub(super) fn work(root: BorrowedFd<'_>, job: &Job, limits: &Limits, buf: &mut V
 fn attempts(
     root: BorrowedFd<'_>,
     job: &Job,
+    signature: &[u8],
     limits: &Limits,
     buf: &mut Vec<u8>,
     out: &mut Block<'_>,
@@ -113,7 +121,20 @@ fn attempts(
                 let (read, found) = contents(&file, len, limits, buf, |_| {})?;
                 read != len || found != *digest
             }
-            Want::Delta => return Err(Failed(Why::Other, "no delta can be made".into())),
+            Want::Delta => {
+                let (read, digest) = delta(&file, len, job, signature, out, &mut began)?;
+                let after = rustix::fs::fstat(&file)?;
+                let torn = read != len || !same(&before, &after);
+                if (torn || is_fresh(&before, clock)) && attempt < AGAIN {
+                    continue;
+                }
+                out.put(&Item::End {
+                    job: number,
+                    got: got(&after, read, digest, torn),
+                    sent: true,
+                });
+                return Ok(());
+            }
         };
         let from = from.min(len);
         let mut at = 0;
@@ -240,6 +261,75 @@ fn contents(
         }
     }
     Ok((at, *hasher.finalize().as_bytes()))
+}
+
+/// Sends the delta from what `signature` was made of to the first `len` bytes of `file`. Gives how many there were, and their
+/// BLAKE3.
+fn delta(
+    file: &OwnedFd,
+    len: u64,
+    job: &Job,
+    signature: &[u8],
+    out: &mut Block<'_>,
+    began: &mut bool,
+) -> Result<(u64, [u8; 32]), Failed> {
+    let mut from = Hashed {
+        file,
+        at: 0,
+        len,
+        hasher: blake3::Hasher::new(),
+    };
+    let mut to = Deltas {
+        job: job.number,
+        out,
+        began,
+    };
+    crate::rdiff::delta(signature, &mut from, &mut to).map_err(|e| Failed(Why::Other, e.to_string()))?;
+    Ok((from.at, *from.hasher.finalize().as_bytes()))
+}
+
+/// A file as a stream that is hashed on the way.
+struct Hashed<'a> {
+    file: &'a OwnedFd,
+    at: u64,
+    len: u64,
+    hasher: blake3::Hasher,
+}
+
+impl std::io::Read for Hashed<'_> {
+    fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {
+        let most = usize::try_from(self.len - self.at)
+            .unwrap_or(usize::MAX)
+            .min(buf.len());
+        let n = rustix::io::pread(self.file, buf.get_mut(..most).unwrap_or_default(), self.at)?;
+        self.hasher.update(buf.get(..n).unwrap_or_default());
+        self.at += n as u64;
+        Ok(n)
+    }
+}
+
+/// A delta on its way.
+struct Deltas<'a, 'b> {
+    job: u32,
+    out: &'a mut Block<'b>,
+    began: &'a mut bool,
+}
+
+impl std::io::Write for Deltas<'_, '_> {
+    fn write(&mut self, buf: &[u8]) -> std::io::Result<usize> {
+        *self.began = true;
+        for bytes in buf.chunks(PIECE) {
+            self.out.put(&Item::Data {
+                job: self.job,
+                bytes,
+                at: 0,
+            });
+        }
+        Ok(buf.len())
+    }
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
 }
 
 fn zeros(hasher: &mut blake3::Hasher, mut len: u64, zeros: &[u8]) {

@@ -4,15 +4,15 @@ use super::limits::Limits;
 use super::mounts::{Mounts, Verdict, on_host};
 use super::read::{Block, Output, work};
 use super::wire::{
-    Encoder, Hello, Job, MAX, PIECE, Start, WalkEncoder, decode_jobs, kind, pack, read_frame, unpack,
-    write_frame,
+    Decoder, Encoder, Hello, Job, MAX, PIECE, Start, WalkEncoder, decode_jobs, kind, pack, read_frame,
+    unpack, write_frame,
 };
 use crate::error::{Error, Result};
 use crate::path::GuestPath;
 use crate::source::walk::{Mounted, Sink, walk};
 use crate::tree::Node;
 use rustix::fs::{Mode, OFlags};
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::ffi::OsStr;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
@@ -26,6 +26,8 @@ use std::time::Duration;
 const WORKERS: usize = 2;
 /// Jobs that wait; the near side waits with more.
 const WAITING: usize = 1 << 16;
+/// Bytes of signatures that wait.
+const SIGNATURES: usize = 256 << 20;
 /// How often the far side says that it lives.
 const ALIVE: Duration = Duration::from_secs(5);
 /// Bytes of a walk that travel at once.
@@ -106,6 +108,10 @@ struct Queue {
 #[derive(Default)]
 struct State {
     jobs: VecDeque<Job>,
+    /// Signatures of jobs that come.
+    signatures: HashMap<u32, Vec<u8>>,
+    /// Their bytes.
+    signed: usize,
     closed: bool,
 }
 
@@ -117,6 +123,23 @@ impl Queue {
         }
         state.jobs.extend(jobs);
         self.changed.notify_all();
+    }
+
+    fn sign(&self, job: u32, part: &[u8]) -> Result<()> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.signed += part.len();
+        if state.signed > SIGNATURES {
+            return Err(Error::corrupt("more signatures than there is room for", 0));
+        }
+        state.signatures.entry(job).or_default().extend_from_slice(part);
+        Ok(())
+    }
+
+    fn signature(&self, job: u32) -> Vec<u8> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let signature = state.signatures.remove(&job).unwrap_or_default();
+        state.signed -= signature.len();
+        signature
     }
 
     fn close(&self) {
@@ -213,7 +236,8 @@ fn requests(input: &mut dyn Read, out: &Arc<Out>) -> Result<()> {
                 let mut buf = Vec::new();
                 let mut block = Block::new(&*out);
                 while let Some(job) = queue.next(|| block.flush()) {
-                    work(dir.as_fd(), &job, &limits, &mut buf, &mut block);
+                    let signature = queue.signature(job.number);
+                    work(dir.as_fd(), &job, &signature, &limits, &mut buf, &mut block);
                 }
                 block.flush();
             })
@@ -222,6 +246,11 @@ fn requests(input: &mut dyn Read, out: &Arc<Out>) -> Result<()> {
     while let Some(kind) = next(&mut buf)? {
         match kind {
             kind::JOBS => queue.put(decode_jobs(&unpack(&buf)?)?),
+            kind::SIGNATURE => {
+                let mut from = Decoder::new(&buf);
+                let job = from.small()?;
+                queue.sign(job, buf.get(from.at()..).unwrap_or_default())?;
+            }
             kind::LIVE => live(&**out),
             kind::QUIT => {
                 queue.close();

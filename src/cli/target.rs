@@ -23,7 +23,8 @@ enum Target {
     Disks(Vec<PathBuf>),
     Directory(PathBuf),
     Image(oci::Reference),
-    Host(Place, GuestPath),
+    /// As the user wrote it, and what it means.
+    Host(String, Place, GuestPath),
 }
 
 /// Endings of the names of disks: what ends so and is not there is a file that is missing, not a host.
@@ -111,13 +112,19 @@ pub(super) fn parse_load(text: &str) -> Result<u32, String> {
 }
 
 /// Opens a running host.
-fn open_host(common: &Common, place: &Place, root: &GuestPath, ui: &Ui) -> anyhow::Result<Host> {
-    let name = place.host.clone();
+fn open_host(
+    common: &Common,
+    name: String,
+    place: &Place,
+    root: &GuestPath,
+    ui: &Ui,
+) -> anyhow::Result<Host> {
     if common.offline {
         return Err(Error::refused(format!("{name} is a host, and --offline forbids the network")).into());
     }
     let transport = Rsh::new(common.rsh.as_deref().unwrap_or("ssh"), place)?;
     let mut options = host::Options {
+        name,
         root: root.clone(),
         one_filesystem: common.one_file_system,
         rate: common.bwlimit,
@@ -176,14 +183,14 @@ fn parse(text: &str) -> anyhow::Result<Target> {
                 .hint("write ssh://user@host:port, and /DIRECTORY behind it for a part of the host")
         };
         let (place, root) = address(rest).ok_or_else(bad)?;
-        return Ok(Target::Host(place, root));
+        return Ok(Target::Host(text.to_owned(), place, root));
     }
     let whole = Path::new(text);
     if whole.exists() {
         return Ok(Target::Disks(vec![whole.to_owned()]));
     }
     if let Some(place) = bare_host(text) {
-        return Ok(Target::Host(place, GuestPath::root()));
+        return Ok(Target::Host(text.to_owned(), place, GuestPath::root()));
     }
     let disks: Vec<PathBuf> = text.split('+').map(PathBuf::from).collect();
     for disk in &disks {
@@ -246,8 +253,8 @@ pub(super) fn open_machine(common: &Common, text: &str, ui: &Ui) -> anyhow::Resu
             source: Box::new(image(common, &reference, ImageOptions::default(), ui)?),
             identity: None,
         },
-        Target::Host(place, root) => Opened {
-            source: Box::new(open_host(common, &place, &root, ui)?),
+        Target::Host(name, place, root) => Opened {
+            source: Box::new(open_host(common, name, &place, &root, ui)?),
             identity: None,
         },
     };
@@ -261,7 +268,7 @@ pub(super) fn open_any(common: &Common, text: &str, ui: &Ui) -> anyhow::Result<B
         Target::Disks(paths) => Box::new(Machine::open_any(&paths, &machine_options(common, ui)?, ui)?),
         Target::Directory(path) => Box::new(Directory::open(&path)?),
         Target::Image(reference) => Box::new(image(common, &reference, ImageOptions::default(), ui)?),
-        Target::Host(place, root) => Box::new(open_host(common, &place, &root, ui)?),
+        Target::Host(name, place, root) => Box::new(open_host(common, name, &place, &root, ui)?),
     })
 }
 

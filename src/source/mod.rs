@@ -112,6 +112,8 @@ pub struct Traffic {
     pub contents: u64,
     /// Files that the host read or hashed.
     pub read: u64,
+    /// Files of which only the difference came.
+    pub deltas: u64,
     /// Files that were there when they were listed, and not any more.
     pub vanished: u64,
     /// Files that changed each time that they were read.

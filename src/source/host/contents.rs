@@ -8,9 +8,10 @@
 //! was killed is as good as another: it is read up to the first frame that is not whole. A map says which bytes of the block
 //! before it are which bytes of which file, and in the end what digest the file has and how the host knows it.
 
-use crate::agent::wire::{Decoder, Encoder, Item, check, frame, items, pack, unpack};
+use crate::agent::wire::{Decoder, Encoder, Got, Item, PIECE, check, frame, items, pack, unpack};
 use crate::bytes;
 use crate::error::{Error, Result};
+use crate::path::GuestPath;
 use crate::read_at::{Extent, ReadAt, check_range};
 use crate::tree::Node;
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -41,6 +42,11 @@ pub(super) fn identity(filesystem: &[u8], node: &Node) -> Identity {
     out.time(node.ctime);
     let hash = blake3::hash(&out.0);
     bytes::array(hash.as_bytes(), 0).unwrap_or_default()
+}
+
+/// Names a path.
+pub(super) fn path_name(path: &GuestPath) -> Identity {
+    bytes::array(blake3::hash(path.as_bytes()).as_bytes(), 0).unwrap_or_default()
 }
 
 /// Where bytes of a content lie.
@@ -115,6 +121,8 @@ struct State {
     packs: HashMap<u64, Arc<File>>,
     by_digest: HashMap<Hash, Arc<Parts>>,
     by_identity: HashMap<Identity, Hash>,
+    /// The last content of each path.
+    by_path: HashMap<Identity, Hash>,
     /// Contents that were cut off.
     beginnings: HashMap<Identity, Arc<Parts>>,
     /// Which packs name which identities: what decides about their removal.
@@ -130,8 +138,8 @@ struct Writer {
 
 /// A line of a map.
 enum Line {
-    /// Job, how the host knows the file.
-    File(u32, Identity),
+    /// Job, how the host knows the file, the name of its path.
+    File(u32, Identity, Identity),
     /// Job, length, place in a block.
     Data(u32, u64, Option<Place>),
     /// The job begins again.
@@ -145,10 +153,11 @@ enum Line {
 impl Line {
     fn encode(&self, out: &mut Encoder) {
         match self {
-            Self::File(job, identity) => {
+            Self::File(job, identity, path) => {
                 out.0.push(1);
                 out.number((*job).into());
                 out.0.extend_from_slice(identity);
+                out.0.extend_from_slice(path);
             }
             Self::Data(job, len, None) => {
                 out.0.push(2);
@@ -183,7 +192,7 @@ impl Line {
 
     fn decode(from: &mut Decoder<'_>) -> Result<Self> {
         Ok(match from.byte()? {
-            1 => Self::File(from.small()?, from.array()?),
+            1 => Self::File(from.small()?, from.array()?, from.array()?),
             2 => Self::Data(from.small()?, from.number()?, None),
             3 => Self::Data(
                 from.small()?,
@@ -205,27 +214,28 @@ impl Line {
 /// What a map builds up.
 #[derive(Default)]
 struct Building {
-    open: HashMap<u32, (Identity, Parts)>,
+    open: HashMap<u32, (Identity, Identity, Parts)>,
 }
 
 impl State {
     fn apply(&mut self, pack: u64, building: &mut Building, line: Line) {
         match line {
-            Line::File(job, identity) => {
-                building.open.insert(job, (identity, Parts::default()));
+            Line::File(job, identity, path) => {
+                building.open.insert(job, (identity, path, Parts::default()));
             }
             Line::Data(job, len, place) => {
-                if let Some((_, parts)) = building.open.get_mut(&job) {
+                if let Some((.., parts)) = building.open.get_mut(&job) {
                     parts.push(len, place);
                 }
             }
             Line::Again(job) => {
-                if let Some((_, parts)) = building.open.get_mut(&job) {
+                if let Some((.., parts)) = building.open.get_mut(&job) {
                     *parts = Parts::default();
                 }
             }
             Line::End(job, hash, identity) => {
-                if let Some((_, parts)) = building.open.remove(&job) {
+                if let Some((_, path, parts)) = building.open.remove(&job) {
+                    self.by_path.insert(path, hash);
                     self.by_digest.insert(hash, Arc::new(parts));
                     self.by_identity.insert(identity, hash);
                     self.names.entry(pack).or_default().insert(identity);
@@ -277,6 +287,7 @@ impl Receiving {
 pub(super) struct Wanted {
     pub(super) job: u32,
     pub(super) identity: Identity,
+    pub(super) path: Identity,
     /// What is there of it already.
     pub(super) beginning: Option<Arc<Parts>>,
 }
@@ -344,7 +355,7 @@ impl Contents {
             }
             at = end;
         }
-        for (identity, parts) in building.open.into_values() {
+        for (identity, _, parts) in building.open.into_values() {
             state.beginnings.insert(identity, Arc::new(parts));
             state.names.entry(number).or_default().insert(identity);
         }
@@ -367,6 +378,54 @@ impl Contents {
             contents: Arc::clone(self),
             parts,
         }))
+    }
+
+    /// The last content that was kept of a path.
+    pub(super) fn last(self: &Arc<Self>, path: &GuestPath) -> Option<Arc<dyn ReadAt>> {
+        let digest = self.state().by_path.get(&path_name(path)).copied()?;
+        self.get(&digest)
+    }
+
+    /// Keeps a content that `write` writes, if it has the digest `got` states.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] if it has not, those of `write` and of writing.
+    pub(super) fn store(
+        &self,
+        path: &GuestPath,
+        identity: Identity,
+        got: &Got,
+        write: impl FnOnce(&mut dyn Write) -> Result<()>,
+    ) -> Result<()> {
+        let mut storing = Storing {
+            contents: self,
+            raw: Vec::new(),
+            parts: Parts::default(),
+            hasher: blake3::Hasher::new(),
+        };
+        write(&mut storing)?;
+        storing.flush().map_err(|e| self.failed(e))?;
+        let Storing { parts, hasher, .. } = storing;
+        let digest = *hasher.finalize().as_bytes();
+        if digest != got.digest || parts.len != got.len {
+            return Err(Error::corrupt(
+                "a content that was made from a delta is not what its digest says",
+                0,
+            ));
+        }
+        let path = path_name(path);
+        // The number of a job that no answer carries.
+        let job = u32::MAX;
+        let mut lines = vec![Line::File(job, identity, path)];
+        lines.extend(parts.segments.iter().map(|s| Line::Data(job, s.len, s.place)));
+        lines.push(Line::End(job, digest, identity));
+        let mut state = self.state();
+        let pack = self.append_map(&mut state, &lines)?;
+        state.by_digest.insert(digest, Arc::new(parts));
+        state.by_identity.insert(identity, digest);
+        state.by_path.insert(path, digest);
+        state.names.entry(pack).or_default().insert(identity);
+        Ok(())
     }
 
     /// What was kept of a content that was cut off.
@@ -456,7 +515,7 @@ impl Contents {
         let mut all = Vec::with_capacity(wanted.len());
         for want in wanted {
             let job = want.job;
-            lines.push(Line::File(job, want.identity));
+            lines.push(Line::File(job, want.identity, want.path));
             let mut receiving = Receiving {
                 parts: Parts::default(),
                 hasher: None,
@@ -496,7 +555,7 @@ impl Contents {
         raw: &[u8],
         files: &mut HashMap<u32, Receiving>,
         limit: impl Fn(u32) -> u64,
-        mut end: impl FnMut(u32, &crate::agent::wire::Got) -> Option<Identity>,
+        mut end: impl FnMut(u32, &Got) -> Option<Identity>,
     ) -> Result<()> {
         let mut state = self.state();
         let mut block: Option<Place> = None;
@@ -634,6 +693,42 @@ impl Contents {
                 state.packs.remove(&number);
             }
         }
+    }
+}
+
+/// A content that is made here.
+struct Storing<'a> {
+    contents: &'a Contents,
+    raw: Vec<u8>,
+    parts: Parts,
+    hasher: blake3::Hasher,
+}
+
+impl Write for Storing<'_> {
+    fn write(&mut self, buf: &[u8]) -> std::io::Result<usize> {
+        let room = PIECE.saturating_sub(self.raw.len());
+        let part = buf.get(..room.min(buf.len())).unwrap_or_default();
+        self.raw.extend_from_slice(part);
+        if self.raw.len() >= PIECE {
+            self.flush()?;
+        }
+        Ok(part.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        let raw = std::mem::take(&mut self.raw);
+        self.hasher.update(&raw);
+        let len = raw.len() as u64;
+        let place = match raw.iter().all(|b| *b == 0) {
+            true => None,
+            false => {
+                let mut state = self.contents.state();
+                let place = self.contents.append(&mut state, BLOCK, &pack(&raw, 1));
+                Some(place.map_err(Error::into_io)?)
+            }
+        };
+        self.parts.push(len, place);
+        Ok(())
     }
 }
 

@@ -1,10 +1,10 @@
 //! The near end of a connection to an agent: a thread that writes requests, one that reads answers and keeps what comes.
 
-use super::contents::{Contents, Identity, Receiving, Wanted};
+use super::contents::{Contents, Identity, Receiving, Wanted, path_name};
 use super::start::Started;
 use crate::agent::wire::{
-    Filesystem, Got, Item, Job, MAX, Start, Walked, Want, Why, encode_jobs, frame, items, kind, read_frame,
-    unpack, walked,
+    Encoder, Filesystem, Got, Item, Job, MAX, Start, Walked, Want, Why, encode_jobs, frame, items, kind,
+    read_frame, unpack, walked,
 };
 use crate::error::{Error, Result};
 use crate::path::GuestPath;
@@ -12,7 +12,8 @@ use crate::progress::Stage;
 use crate::ssh::transport::{Control, lost};
 use crate::tree::{Node, Problem};
 use std::collections::HashMap;
-use std::io::{Read, Write};
+use std::fs::File;
+use std::io::{Read, Seek, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -44,6 +45,8 @@ pub(super) struct Request {
     pub(super) filesystem: Arc<[u8]>,
     pub(super) size: u64,
     pub(super) beginning: Option<Arc<super::contents::Parts>>,
+    /// For a delta: where it goes, and the signature of what it starts from.
+    pub(super) delta: Option<(File, Vec<u8>)>,
 }
 
 /// What a walk found.
@@ -101,6 +104,7 @@ struct State {
     walk: Walk,
     pending: HashMap<u32, Pending>,
     receiving: HashMap<u32, Receiving>,
+    deltas: HashMap<u32, File>,
     outcomes: HashMap<u32, Outcome>,
     next: u32,
     live: Option<Vec<u8>>,
@@ -235,10 +239,19 @@ impl Link {
                 let number = state.next;
                 state.next = state.next.wrapping_add(1);
                 numbers.push(number);
-                if request.want != Want::Digest {
+                if let Some((file, signature)) = request.delta {
+                    for part in signature.chunks(MAX / 2) {
+                        let mut out = Encoder::default();
+                        out.number(number.into());
+                        out.0.extend_from_slice(part);
+                        self.send(kind::SIGNATURE, &out.0);
+                    }
+                    state.deltas.insert(number, file);
+                } else if request.want != Want::Digest {
                     wanted.push(Wanted {
                         job: number,
                         identity: request.identity,
+                        path: path_name(&request.path),
                         beginning: request.beginning,
                     });
                 }
@@ -268,6 +281,11 @@ impl Link {
     /// Waits for a job's end. It can be asked for once.
     pub(super) fn outcome(&self, number: u32) -> Result<Outcome> {
         self.shared.wait(|state| state.outcomes.remove(&number))
+    }
+
+    /// The delta that came for a job that is done.
+    pub(super) fn delta(&self, number: u32) -> Option<File> {
+        self.shared.state().deltas.remove(&number)
     }
 
     /// Waits for the ends of jobs; `stage` is told of the bytes that came meanwhile.
@@ -384,9 +402,34 @@ fn data(payload: &[u8], shared: &Shared) -> Result<()> {
     let State {
         pending,
         receiving,
+        deltas,
         outcomes,
         ..
     } = &mut *state;
+    let failed = |e| Error::io("keeping a delta", e);
+    items(&raw, |item| {
+        let Some(file) = deltas.get_mut(&item.job()) else {
+            return Ok(());
+        };
+        match item {
+            Item::Data { bytes, job, .. } => {
+                file.write_all(bytes).map_err(failed)?;
+                let limit = pending.get(&job).map_or(0, |p| p.limit);
+                if file.stream_position().map_err(failed)? > limit {
+                    return Err(Error::corrupt(
+                        "the host sends more of a delta than it can have",
+                        limit,
+                    ));
+                }
+            }
+            Item::Again { .. } => {
+                file.set_len(0).map_err(failed)?;
+                file.rewind().map_err(failed)?;
+            }
+            Item::Hole { .. } | Item::End { .. } | Item::Failed { .. } => {}
+        }
+        Ok(())
+    })?;
     shared.contents.keep(
         payload,
         &raw,

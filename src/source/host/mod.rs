@@ -7,11 +7,11 @@ mod start;
 pub use start::Sudo;
 
 use super::{FilesystemInfo, Source, Traffic, Wanted};
-use crate::agent::wire::{Start, Want, Why};
+use crate::agent::wire::{Got, Start, Want, Why};
 use crate::error::{Error, Result};
 use crate::path::GuestPath;
 use crate::progress::{Progress, Silent};
-use crate::read_at::ReadAt;
+use crate::read_at::{ReadAt, Stream};
 use crate::ssh::transport::Transport;
 use crate::store::Store;
 use crate::tree::{FileId, Kind, Node, Problem, Tree};
@@ -24,9 +24,18 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 /// The smallest content that resumes where it was cut.
 const RESUMED: u64 = 1 << 20;
 
+/// The smallest content that travels as a delta.
+const DELTA: u64 = 1 << 20;
+/// Bytes of the sums of blocks in a signature. What is made of a delta is checked by its digest.
+const STRONG: usize = 16;
+/// The largest signature that is sent.
+const SIGNATURE: usize = 32 << 20;
+
 /// How a host is read.
 #[derive(Debug, Clone)]
 pub struct Options {
+    /// What the user calls the host: `ssh://root@web1`. Empty: as the connection does.
+    pub name: String,
     /// The directory that is read as the machine's root.
     pub root: GuestPath,
     /// Stay on the filesystem of `root`.
@@ -44,6 +53,7 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         Self {
+            name: String::new(),
             root: GuestPath::root(),
             one_filesystem: false,
             sudo: Sudo::default(),
@@ -67,6 +77,8 @@ pub struct Host {
     name: String,
     link: Link,
     contents: Arc<Contents>,
+    /// Where temporary files may lie.
+    scratch: PathBuf,
     first: Tree,
     problems: Vec<Problem>,
     filesystems: Vec<FilesystemInfo>,
@@ -120,7 +132,10 @@ impl Host {
         store: &Store,
         progress: &dyn Progress,
     ) -> Result<Self> {
-        let name = transport.name();
+        let name = match options.name.is_empty() {
+            true => transport.name(),
+            false => options.name.clone(),
+        };
         let agent = agent(options)?;
         let started = match start::start(transport, &agent, std::env::consts::ARCH, &options.sudo)? {
             Ok(started) => started,
@@ -134,7 +149,7 @@ impl Host {
             ));
         }
         let key = match hello.host {
-            [0, ..] if hello.host == [0; 32] => blake3::hash(name.as_bytes()),
+            id if id == [0; 32] => blake3::hash(transport.name().as_bytes()),
             id => blake3::hash(&id),
         };
         let key = key.to_hex();
@@ -175,6 +190,7 @@ impl Host {
             name,
             link,
             contents,
+            scratch: store.dir().join("tmp"),
             first,
             problems: walk.problems,
             filesystems,
@@ -218,7 +234,42 @@ impl Host {
             filesystem: self.filesystem(node.id.fs),
             size: node.size(),
             beginning,
+            delta: None,
         }
+    }
+
+    /// A request for the difference to the last content that is kept of a path. `None` if there is none, or it does not pay.
+    fn delta_request(&self, path: &GuestPath, node: &Node) -> Option<Request> {
+        if node.size() < DELTA {
+            return None;
+        }
+        let old = self.contents.last(path).filter(|old| old.len() >= DELTA)?;
+        let mut signature = Vec::new();
+        crate::rdiff::signature(Stream::new(&*old), old.len(), STRONG, &mut signature).ok()?;
+        let file = tempfile::tempfile_in(&self.scratch).ok()?;
+        // Such signatures are for files of terabytes.
+        (signature.len() < SIGNATURE).then(|| Request {
+            delta: Some((file, signature)),
+            ..self.request(path, node, Want::Delta)
+        })
+    }
+
+    /// Makes the new content of a file whose delta came.
+    fn patch(&self, id: FileId, got: &Got, mut delta: std::fs::File) -> Result<()> {
+        use std::io::{BufReader, Seek};
+        let (path, node) = self.node(id)?;
+        let gone = || {
+            Error::corrupt(
+                format!("{path}: the content that its delta starts from is gone"),
+                0,
+            )
+        };
+        let old = self.contents.last(path).ok_or_else(gone)?;
+        delta.rewind().map_err(|e| Error::io("reading a delta", e))?;
+        let identity = link::got_identity(&self.filesystem(node.id.fs), got);
+        self.contents.store(path, identity, got, |out| {
+            crate::rdiff::patch(&*old, BufReader::new(delta), got.len, out, |_| {}).map(drop)
+        })
     }
 
     fn files(&self) -> std::sync::MutexGuard<'_, Files> {
@@ -294,6 +345,13 @@ impl Host {
                 continue;
             }
             self.files().ended.remove(&want.id);
+            if want.unless.is_empty()
+                && let Some(request) = self.delta_request(path, node)
+            {
+                bytes += node.size();
+                ask.push((want.id, request));
+                continue;
+            }
             let wish = match (want.unless.first(), digest) {
                 // Its digest is known, and it is not what is there already.
                 (Some(unless), None) => Want::Unless(*unless),
@@ -308,9 +366,35 @@ impl Host {
         let (waiting, requests): (Vec<FileId>, Vec<Request>) = ask.into_iter().unzip();
         let numbers = self.link.request(requests)?;
         let outcomes = self.link.outcomes(&numbers, &*stage)?;
-        self.files().ended.extend(waiting.into_iter().zip(outcomes));
+        let mut deltas = 0;
+        let mut whole = Vec::new();
+        for ((id, number), outcome) in waiting.into_iter().zip(numbers).zip(outcomes) {
+            let made = match (self.link.delta(number), &outcome) {
+                (Some(delta), Outcome::Got(got)) => {
+                    deltas += 1;
+                    self.contents.has(&got.digest) || self.patch(id, got, delta).is_ok()
+                }
+                (Some(_), Outcome::Failed(Why::Other, _)) => false,
+                _ => true,
+            };
+            match made {
+                true => drop(self.files().ended.insert(id, outcome)),
+                // Without the delta, then.
+                false => whole.push(id),
+            }
+        }
+        if !whole.is_empty() {
+            let nodes = whole.iter().filter_map(|id| Some((*id, self.node(*id).ok()?)));
+            let (whole, requests): (Vec<FileId>, Vec<Request>) = nodes
+                .map(|(id, (path, node))| (id, self.request(path, node, Want::Content(0))))
+                .unzip();
+            let numbers = self.link.request(requests)?;
+            let outcomes = self.link.outcomes(&numbers, &*stage)?;
+            self.files().ended.extend(whole.into_iter().zip(outcomes));
+        }
         let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
         counts.read += ids.len() as u64;
+        counts.deltas += deltas;
         counts.contents += self.link.traffic().1.saturating_sub(before);
         drop(counts);
         for id in order {
