@@ -12,18 +12,17 @@ use crate::error::{Error, Result};
 use crate::layer::tar::{As, padding, write_end, write_header};
 use crate::path::GuestPath;
 use crate::progress::Progress;
+use crate::rdiff::{self, copy};
 use crate::read_at::{ReadAt, Slice, Stream, read_vec};
 use crate::scratch::Scratch;
 use crate::source::Source;
 use crate::tar::{Input, Reader, Type};
 use crate::tree::{Kind, Node};
-use librsync::{Delta, Patch, Signature, SignatureType};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
-use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{BufReader, Read, Seek, SeekFrom, Write};
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -35,8 +34,6 @@ const INDEX: &str = "/index.json";
 const MAX_INDEX: u64 = 256 << 20;
 /// The largest file that a delta may make.
 const MAX_FILE: u64 = 1 << 43;
-/// Bytes that are read at once.
-const BUFFER: usize = 256 << 10;
 
 /// Size and digest of a content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -89,32 +86,6 @@ impl Saving {
     }
 }
 
-/// Length of the blocks that signatures are made of: the square root of the file's size in whole 128 bytes, so that neither
-/// the signature nor the table over it outgrows memory. librsync's own choice.
-fn block_len(size: u64) -> usize {
-    let root = usize::try_from(size.isqrt()).unwrap_or(usize::MAX);
-    (root & !127).clamp(256, 1 << 24)
-}
-
-fn failed(what: &str, e: librsync::Error) -> Error {
-    match e {
-        librsync::Error::Io(e) => failed_io(what, e),
-        e => Error::corrupt(format!("{what}: {e}"), 0),
-    }
-}
-
-/// librsync wraps its own errors, and what a reader of ours failed with, in those of streams.
-fn failed_io(what: &str, e: std::io::Error) -> Error {
-    let ours = |kind| matches!(kind, std::io::ErrorKind::Other | std::io::ErrorKind::InvalidData);
-    if !ours(e.kind()) {
-        return Error::io(what, e);
-    }
-    match e.downcast::<Error>() {
-        Ok(error) => error,
-        Err(e) => Error::corrupt(format!("{what}: {e}"), 0),
-    }
-}
-
 /// Writes librsync's signature of `old` to `out` (BLAKE2, whole sums); gives the digest of `old`.
 ///
 /// # Errors
@@ -125,11 +96,7 @@ pub fn signature(old: &dyn ReadAt, out: &mut dyn Write) -> Result<Content> {
         from: Stream::new(old),
         hasher: &mut hasher,
     };
-    let input = BufReader::with_capacity(BUFFER, input);
-    let mut signature = Signature::with_buf_read(input, block_len(old.len()), 0, SignatureType::Blake2)
-        .map_err(|e| failed("making a signature", e))?;
-    copy(&mut signature, out, "making a signature", |_| {})?;
-    drop(signature);
+    rdiff::signature(input, old.len(), 0, out)?;
     Ok(Content {
         size: old.len(),
         digest: Digest::from_hasher(hasher),
@@ -146,11 +113,7 @@ pub fn delta(signature: &[u8], new: &dyn ReadAt, out: &mut dyn Write) -> Result<
         from: Stream::new(new),
         hasher: &mut hasher,
     };
-    let input = BufReader::with_capacity(BUFFER, input);
-    let mut signature = signature;
-    let mut delta = Delta::with_buf_read(input, &mut signature).map_err(|e| failed("making a delta", e))?;
-    let size = copy(&mut delta, out, "making a delta", |_| {})?;
-    drop(delta);
+    let size = rdiff::delta(signature, input, out)?;
     let content = Content {
         size: new.len(),
         digest: Digest::from_hasher(hasher),
@@ -163,45 +126,12 @@ pub fn delta(signature: &[u8], new: &dyn ReadAt, out: &mut dyn Write) -> Result<
 /// # Errors
 /// [`Error::Corrupt`] for a broken delta and for one that makes more, those of reading and writing.
 pub fn patch(old: &dyn ReadAt, delta: &dyn ReadAt, limit: u64, out: &mut dyn Write) -> Result<Content> {
-    const WHAT: &str = "applying a delta";
-    // librsync's callback forgets why reading failed.
-    let why = RefCell::new(None);
-    let base = Base {
-        from: old,
-        at: 0,
-        why: &why,
-    };
-    let delta = BufReader::with_capacity(BUFFER, Stream::new(delta));
-    let patch = Patch::with_buf_read(base, delta).map_err(|e| failed(WHAT, e))?;
     let mut hasher = Sha256::new();
-    let mut patch = patch.take(limit.saturating_add(1));
-    let size = copy(&mut patch, out, WHAT, |part| hasher.update(part));
-    let size = size.map_err(|e| why.take().unwrap_or(e))?;
-    if size > limit {
-        return Err(Error::corrupt(
-            format!("{WHAT}: it makes more than the {limit} bytes that it should"),
-            0,
-        ));
-    }
+    let size = rdiff::patch(old, Stream::new(delta), limit, out, |part| hasher.update(part))?;
     Ok(Content {
         size,
         digest: Digest::from_hasher(hasher),
     })
-}
-
-fn copy(from: &mut dyn Read, to: &mut dyn Write, what: &str, mut see: impl FnMut(&[u8])) -> Result<u64> {
-    let mut buf = vec![0; BUFFER];
-    let mut total: u64 = 0;
-    loop {
-        let n = from.read(&mut buf).map_err(|e| failed_io(what, e))?;
-        let part = buf.get(..n).unwrap_or_default();
-        if part.is_empty() {
-            return Ok(total);
-        }
-        see(part);
-        to.write_all(part).map_err(|e| Error::io(what, e))?;
-        total = total.saturating_add(n as u64);
-    }
 }
 
 /// Hashes what is read.
@@ -215,37 +145,6 @@ impl<R: Read> Read for Tee<'_, R> {
         let n = self.from.read(buf)?;
         self.hasher.update(buf.get(..n).unwrap_or_default());
         Ok(n)
-    }
-}
-
-/// A content to copy from.
-struct Base<'a> {
-    from: &'a dyn ReadAt,
-    at: u64,
-    why: &'a RefCell<Option<Error>>,
-}
-
-impl Read for Base<'_> {
-    fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {
-        let left = self.from.len().saturating_sub(self.at);
-        let n = usize::try_from(left).unwrap_or(usize::MAX).min(buf.len());
-        let part = buf.get_mut(..n).unwrap_or_default();
-        self.from.read_at(self.at, part).map_err(|e| {
-            self.why.replace(Some(e));
-            std::io::Error::from(std::io::ErrorKind::Other)
-        })?;
-        self.at = self.at.saturating_add(n as u64);
-        Ok(n)
-    }
-}
-
-impl Seek for Base<'_> {
-    fn seek(&mut self, to: SeekFrom) -> std::io::Result<u64> {
-        match to {
-            SeekFrom::Start(at) => self.at = at,
-            _ => return Err(std::io::ErrorKind::Unsupported.into()),
-        }
-        Ok(self.at)
     }
 }
 

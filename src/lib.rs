@@ -67,8 +67,8 @@ pub mod path;
 pub mod pkgdb;
 #[cfg(feature = "full")]
 pub mod plan;
-#[cfg(feature = "full")]
 pub mod progress;
+pub mod rdiff;
 pub mod read_at;
 #[cfg(feature = "full")]
 pub mod repository;

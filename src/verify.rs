@@ -63,6 +63,14 @@ impl Source for View<'_> {
     fn problems(&self) -> &[Problem] {
         self.inner.problems()
     }
+    fn hashes(&self, ids: &[FileId]) -> Option<HashMap<FileId, Result<[u8; 32]>>> {
+        let own: Vec<FileId> = ids
+            .iter()
+            .copied()
+            .filter(|id| !self.contents.contains_key(id))
+            .collect();
+        self.inner.hashes(&own)
+    }
 }
 
 /// Compares every path's type, mode, owner, size, content, link target, device numbers, extended attributes, hard links and

@@ -144,6 +144,7 @@ pub(super) fn run(common: &Common, arguments: &Arguments, ui: &Ui) -> anyhow::Re
         Some(_) => Some(weigh(&*opened.source, &prepared)?),
         None => None,
     };
+    opened.source.finished();
     let report = report(
         &prepared,
         &layers,
@@ -251,6 +252,7 @@ fn report(
         "unsaid": document.unsaid,
         "skipped": skipped,
         "problems": problems,
+        "traffic": source.traffic(),
     })
 }
 
@@ -402,6 +404,10 @@ fn table(
             problem.path,
             crate::error::Escaped(problem.what.as_bytes())
         ));
+    }
+    if let Some(traffic) = source.traffic() {
+        line(String::new());
+        line(text::traffic(&traffic));
     }
     if let Some(output) = outputs.first() {
         line(String::new());

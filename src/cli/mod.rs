@@ -35,7 +35,8 @@ Examples:
   vm2k convert disk.qcow2 --base oci:base:12   -o oci:images:web
   vm2k verify disk.qcow2 oci-archive:web.tar      compare every file of machine and image
 
-TARGET is a disk file (several disks of one machine: disk1.qcow2+disk2.qcow2) or dir:PATH; ls, cat and diff also take images.
+TARGET is a disk file (several disks of one machine: disk1.qcow2+disk2.qcow2), dir:PATH, or a running host: user@host or
+ssh://user@host:port/DIRECTORY; ls, cat and diff also take images.
 IMAGE is oci:DIR[:TAG], oci-archive:FILE[:REF], docker-archive:FILE[:REF], docker-daemon:REF or docker://REF.
 
 Exit codes: 0 done; 1 failed; 2 wrong usage; 3 done, but something was skipped or differs and is listed; 4 refused by a gate;
@@ -86,6 +87,18 @@ struct Common {
     /// Use no network
     #[arg(long, global = true)]
     offline: bool,
+    /// On a host, read the password for sudo from stdin
+    #[arg(long, global = true)]
+    sudo_password_stdin: bool,
+    /// On a host, stay on the filesystem of its root
+    #[arg(long, global = true)]
+    one_file_system: bool,
+    /// The most bytes a second that a host sends, as in 10M
+    #[arg(long, global = true, value_name = "RATE", value_parser = target::parse_rate)]
+    bwlimit: Option<u64>,
+    /// On a host, work only while the load of the last minute is at most this, as in 1.5
+    #[arg(long, global = true, value_name = "N", value_parser = target::parse_load)]
+    max_load: Option<u32>,
     // Last, because its heading holds for what follows.
     #[command(flatten)]
     ssh: ssh::SshArguments,
@@ -121,11 +134,20 @@ enum Command {
     Completions(pages::CompletionArguments),
     /// Write the man pages into a directory
     Man(pages::ManArguments),
+    /// The far side of a connection to a host
+    #[command(hide = true, disable_help_flag = true)]
+    Agent {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        words: Vec<std::ffi::OsString>,
+    },
 }
 
 /// Runs the program with the process's arguments and says how it went.
 pub fn run() -> ExitCode {
     let cli = Cli::parse();
+    if let Command::Agent { words } = cli.command {
+        return crate::agent::main(words.into_iter());
+    }
     ui::clean_up_on_signals();
     let ui = ui::Ui::new(cli.common.quiet, cli.common.verbose);
     let result = match &cli.command {
@@ -140,6 +162,7 @@ pub fn run() -> ExitCode {
         Command::Dockerfile(arguments) => dockerfile::run(&cli.common, arguments, &ui),
         Command::Completions(arguments) => pages::completions(arguments),
         Command::Man(arguments) => pages::man(arguments),
+        Command::Agent { .. } => Ok(code::DONE),
     };
     ui.finish();
     crate::scratch::wait_if_ending();

@@ -67,6 +67,7 @@ pub(super) fn run(common: &Common, arguments: &Arguments, ui: &Ui) -> anyhow::Re
     let opened = target::open_machine(common, machine, ui)?;
     // What the packages say is enough for the graph alone.
     let packages_only = arguments.roots || arguments.why.is_some();
+    opened.source.prefetch(&inventory::needed(opened.source.tree()));
     let mut inventory = inventory::identify(&*opened.source, &distros)?;
     if !packages_only {
         inventory = inventory::complete(&*opened.source, &distros, inventory)?;

@@ -41,7 +41,7 @@ pub(super) struct SshArguments {
     #[arg(long, global = true, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..=3600))]
     connect_timeout: Option<u32>,
     /// Connect with another program, as in --rsh ssh, to which the host and the command are given as its last words
-    #[arg(long, global = true, value_name = "COMMAND", conflicts_with_all = [
+    #[arg(long, global = true, value_name = "COMMAND", env = "VM2K_RSH", conflicts_with_all = [
         "ssh_config", "identity", "password_stdin", "accept_host_key", "accept_new_host_keys", "connect_timeout",
     ])]
     rsh: Option<String>,
@@ -109,7 +109,6 @@ impl SshArguments {
 ///
 /// # Errors
 /// As [`Session::connect`]; [`Error::Usage`] if a file or stdin that the options name has no secret.
-#[allow(dead_code, reason = "the sources of live hosts use it")]
 pub(super) fn open_transport(
     common: &Common,
     target: &Target,

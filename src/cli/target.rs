@@ -6,11 +6,14 @@ use crate::diff::Known;
 use crate::distro::Distros;
 use crate::error::Error;
 use crate::oci;
+use crate::path::GuestPath;
 use crate::progress::Progress;
 use crate::source::Source;
 use crate::source::directory::Directory;
+use crate::source::host::{self, Host};
 use crate::source::image::{Contents, ImageOptions, ImageSource};
 use crate::source::machine::{Machine, MachineOptions};
+use crate::ssh::Target as Place;
 use crate::store::Store;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -20,6 +23,123 @@ enum Target {
     Disks(Vec<PathBuf>),
     Directory(PathBuf),
     Image(oci::Reference),
+    /// As the user wrote it, and what it means.
+    Host(String, Place, GuestPath),
+}
+
+/// Endings of the names of disks: what ends so and is not there is a file that is missing, not a host.
+const DISKS: &[&str] = &[
+    "qcow2", "qcow", "img", "raw", "vmdk", "vdi", "vhd", "vhdx", "ova", "ovf", "iso", "gz", "xz", "zst",
+    "bz2", "tar", "dd", "bin", "disk", "001",
+];
+
+/// A host as a word that is no file; `None` for what cannot be one.
+fn bare_host(text: &str) -> Option<Place> {
+    let (user, host) = match text.rsplit_once('@') {
+        Some((user, host)) => (Some(user), host),
+        None => (None, text),
+    };
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-._".contains(c);
+    let disk = host
+        .rsplit_once('.')
+        .is_some_and(|(_, ending)| DISKS.contains(&ending.to_ascii_lowercase().as_str()));
+    let good = !host.is_empty() && host.chars().all(plain) && !host.starts_with(['-', '.']);
+    let good_user = user.is_none_or(|u| !u.is_empty() && !u.starts_with('-') && !u.contains(['/', '+', ' ']));
+    (good && good_user && !(disk && user.is_none())).then(|| Place {
+        host: host.to_owned(),
+        user: user.map(str::to_owned),
+        port: None,
+    })
+}
+
+/// `ssh://[user@]host[:port][/DIRECTORY]`, `text` being what follows `ssh://`.
+fn address(text: &str) -> Option<(Place, GuestPath)> {
+    let (address, dir) = match text.find('/') {
+        Some(at) => text.split_at(at),
+        None => (text, "/"),
+    };
+    let (user, rest) = match address.rsplit_once('@') {
+        Some((user, rest)) => (Some(user.to_owned()), rest),
+        None => (None, address),
+    };
+    let (host, port) = match rest.strip_prefix('[') {
+        Some(rest) => {
+            let (host, port) = rest.split_once(']')?;
+            (host, port.strip_prefix(':').or(port.is_empty().then_some(""))?)
+        }
+        None => rest.split_once(':').unwrap_or((rest, "")),
+    };
+    let port = match port {
+        "" => None,
+        port => Some(port.parse().ok().filter(|p| *p > 0)?),
+    };
+    let good = |text: &str| !text.is_empty() && !text.starts_with('-') && !text.contains([' ', '\n', '\'']);
+    let place = Place {
+        host: host.to_owned(),
+        user,
+        port,
+    };
+    let fits = good(&place.host) && place.user.as_deref().is_none_or(good);
+    Some((place, GuestPath::lenient(dir.as_bytes()).ok()?)).filter(|_| fits)
+}
+
+/// Bytes a second: a number, with K, M or G for powers of 1,024.
+pub(super) fn parse_rate(text: &str) -> Result<u64, String> {
+    let (digits, factor) = match text.char_indices().next_back() {
+        Some((at, 'k' | 'K')) => (text.get(..at), 1 << 10),
+        Some((at, 'm' | 'M')) => (text.get(..at), 1 << 20),
+        Some((at, 'g' | 'G')) => (text.get(..at), 1 << 30),
+        _ => (Some(text), 1),
+    };
+    let number = digits
+        .and_then(|d| d.parse::<u64>().ok())
+        .and_then(|n| n.checked_mul(factor));
+    number
+        .filter(|n| *n > 0)
+        .ok_or_else(|| "a number of bytes a second, as in 500K or 10M".to_owned())
+}
+
+/// A load in hundredths.
+pub(super) fn parse_load(text: &str) -> Result<u32, String> {
+    let load = text.parse::<f64>().ok().filter(|l| (0.01..10_000.0).contains(l));
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "its range was checked"
+    )]
+    load.map(|l| (l * 100.0) as u32)
+        .ok_or_else(|| "a load average, as in 1.5".to_owned())
+}
+
+/// Opens a running host.
+fn open_host(
+    common: &Common,
+    name: String,
+    place: &Place,
+    root: &GuestPath,
+    ui: &Ui,
+) -> anyhow::Result<Host> {
+    if common.offline {
+        return Err(Error::refused(format!("{name} is a host, and --offline forbids the network")).into());
+    }
+    let transport = super::ssh::open_transport(common, place, ui)?;
+    let mut options = host::Options {
+        name,
+        root: root.clone(),
+        one_filesystem: common.one_file_system,
+        rate: common.bwlimit,
+        load: common.max_load,
+        ..host::Options::default()
+    };
+    if common.sudo_password_stdin {
+        let mut line = zeroize::Zeroizing::new(String::new());
+        std::io::stdin()
+            .read_line(&mut line)
+            .map_err(|e| Error::io("reading the password for sudo from stdin", e))?;
+        let password = line.trim_end_matches(['\n', '\r']).to_owned();
+        options.sudo = host::Sudo::Password(zeroize::Zeroizing::new(password));
+    }
+    Ok(Host::open(&*transport, &options, &*store(common)?, ui)?)
 }
 
 /// A machine that is open, and what later runs can know it by.
@@ -57,22 +177,26 @@ fn parse(text: &str) -> anyhow::Result<Target> {
     if oci::Reference::has_transport(text) {
         return Ok(Target::Image(oci::Reference::parse(text)?));
     }
-    if text.starts_with("ssh://") {
-        return Err(Error::unsupported(format!(
-            "{text}: this version reads disks, directories and images, not hosts"
-        ))
-        .hint("copy the machine's disk, or mount its root and use dir:PATH")
-        .into());
+    if let Some(rest) = text.strip_prefix("ssh://") {
+        let bad = || {
+            Error::usage(format!("{text}: this is no address of a host"))
+                .hint("write ssh://user@host:port, and /DIRECTORY behind it for a part of the host")
+        };
+        let (place, root) = address(rest).ok_or_else(bad)?;
+        return Ok(Target::Host(text.to_owned(), place, root));
     }
     let whole = Path::new(text);
     if whole.exists() {
         return Ok(Target::Disks(vec![whole.to_owned()]));
     }
+    if let Some(place) = bare_host(text) {
+        return Ok(Target::Host(text.to_owned(), place, GuestPath::root()));
+    }
     let disks: Vec<PathBuf> = text.split('+').map(PathBuf::from).collect();
     for disk in &disks {
         if let Err(e) = std::fs::metadata(disk) {
             return Err(Error::io(format!("opening {}", disk.display()), e)
-                .hint("TARGET is a disk file, dir:PATH, or several disks of one machine: disk1.qcow2+disk2.qcow2")
+                .hint("TARGET is a disk file, dir:PATH, a host, or several disks of one machine: disk1.qcow2+disk2.qcow2")
                 .into());
         }
     }
@@ -129,6 +253,10 @@ pub(super) fn open_machine(common: &Common, text: &str, ui: &Ui) -> anyhow::Resu
             source: Box::new(image(common, &reference, ImageOptions::default(), ui)?),
             identity: None,
         },
+        Target::Host(name, place, root) => Opened {
+            source: Box::new(open_host(common, name, &place, &root, ui)?),
+            identity: None,
+        },
     };
     warn_of_problems(&*opened.source, ui);
     Ok(opened)
@@ -140,6 +268,7 @@ pub(super) fn open_any(common: &Common, text: &str, ui: &Ui) -> anyhow::Result<B
         Target::Disks(paths) => Box::new(Machine::open_any(&paths, &machine_options(common, ui)?, ui)?),
         Target::Directory(path) => Box::new(Directory::open(&path)?),
         Target::Image(reference) => Box::new(image(common, &reference, ImageOptions::default(), ui)?),
+        Target::Host(name, place, root) => Box::new(open_host(common, name, &place, &root, ui)?),
     })
 }
 

@@ -50,6 +50,25 @@ pub(super) fn table(header: &[&str], right: &[usize]) -> Table {
     table
 }
 
+/// What went over the network, for a summary.
+pub(super) fn traffic(traffic: &crate::source::Traffic) -> String {
+    let mut text = format!(
+        "{} received from the host, {} sent; {} files read there",
+        bytes(traffic.received),
+        bytes(traffic.sent),
+        count(usize::try_from(traffic.read).unwrap_or(usize::MAX)),
+    );
+    for (number, what) in [
+        (traffic.vanished, "vanished before they were read"),
+        (traffic.torn, "changed each time that they were read"),
+    ] {
+        if number > 0 {
+            text.push_str(&format!("; {number} {what}"));
+        }
+    }
+    text
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -23,11 +23,11 @@ use crate::plan::document::{self, BaseRef, Document, MachineRef};
 use crate::plan::rules::{Profile, Rules, SECRET};
 use crate::plan::{Facts, LayerPlan, PackageFact, Plan, Rewritten, image_tree, make, redact};
 use crate::progress::Progress;
-use crate::source::Source;
 use crate::source::image::{Contents, ImageOptions, ImageSource};
+use crate::source::{Source, Wanted};
 use crate::store::{Digest, Store};
 use crate::tree::{FileId, Tree};
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 /// Which base image to build on.
@@ -121,8 +121,19 @@ pub fn prepare(
 ) -> anyhow::Result<Prepared> {
     let source = machine.source;
     check_allowed(options, distros)?;
+    source.prefetch(&inventory::needed(source.tree()));
     let first = inventory::identify(source, distros)?;
     let os = first.os.clone();
+    if source.is_moving() {
+        // What is planned must be what was read, so all that an image may need is read first.
+        let base = find_base(&os, options, store, distros, progress)?;
+        let known = settle(source, options, &first, base.as_ref(), distros, progress)?;
+        let inventory = inventory::complete(source, distros, first)?;
+        let own = Own::find(source, options, &inventory)?;
+        return decide(
+            machine, options, inventory, own, base, None, known, store, progress,
+        );
+    }
     // The base is read while everything is found out that does not depend on it.
     let (own, base) = std::thread::scope(|scope| {
         let base = scope.spawn(|| find_base(&os, options, store, distros, progress));
@@ -141,6 +152,71 @@ pub fn prepare(
     decide(
         machine, options, inventory, own, base, None, known, store, progress,
     )
+}
+
+/// Reads what an image of a machine in motion may need: all that no rule leaves out and that the base does not have. Gives the
+/// hashes of those contents.
+fn settle(
+    source: &dyn Source,
+    options: &Options,
+    inventory: &Inventory,
+    base: Option<&Base>,
+    distros: &Distros,
+    progress: &dyn Progress,
+) -> anyhow::Result<Known> {
+    let tree = source.tree();
+    let rules = Rules::new(options.profile, &options.keep, &options.drop)?;
+    let left_out = match &options.plan {
+        Some(edited) => edited.left_out(&rules.unsayable(tree))?,
+        None => {
+            let packages = inventory.packages.as_deref().unwrap_or_default();
+            let owners = pkgdb::owners(tree, packages);
+            let secrets = secrets::Rules::new(distros)?.find(tree, packages, &owners);
+            with_secrets(rules.left_out(tree), &secrets, options)
+        }
+    };
+    let out: HashSet<&GuestPath> = left_out.iter().map(|(path, _)| path).collect();
+    let mut hidden: Option<&GuestPath> = None;
+    let mut wanted: Vec<Wanted> = Vec::new();
+    let mut places: HashMap<FileId, usize> = HashMap::new();
+    for (path, node) in tree.iter() {
+        // What a directory that is left out holds stands right behind it, but for names that sort between.
+        if hidden.is_some_and(|dir| path.is_in(dir)) {
+            continue;
+        }
+        if out.contains(path) {
+            hidden = node.is_dir().then_some(path);
+            continue;
+        }
+        let covered = || {
+            let mut up = path.parent();
+            std::iter::from_fn(|| {
+                let at = up.take()?;
+                up = at.parent();
+                Some(at)
+            })
+            .any(|dir| out.contains(&dir))
+        };
+        if !node.is_file() || node.size() == 0 || covered() {
+            continue;
+        }
+        let place = *places.entry(node.id).or_insert_with(|| {
+            wanted.push(Wanted {
+                id: node.id,
+                unless: Vec::new(),
+            });
+            wanted.len() - 1
+        });
+        let same = base.and_then(|base| {
+            let there = base.source.tree().get(path)?;
+            let same_size = there.is_file() && there.size() == node.size();
+            base.source.content_hash(there.id).filter(|_| same_size)
+        });
+        if let (Some(hash), Some(want)) = (same, wanted.get_mut(place)) {
+            want.unless.push(hash);
+        }
+    }
+    Ok(source.settle(&wanted, progress)?.unwrap_or_default())
 }
 
 /// Compares the machine with what lies below the new layers, the built image `under` or else the base, and plans. On a built
@@ -187,7 +263,9 @@ fn decide(
     };
     let left_out = match &options.plan {
         Some(edited) => {
-            check_fits(edited, &own.tree, base.as_ref())?;
+            // A machine in motion is never what it was.
+            let tree = (!source.is_moving()).then_some(own.tree.as_str());
+            check_fits(edited, tree, base.as_ref())?;
             edited.left_out(&own.left_out)?
         }
         None => own.left_out.clone(),
@@ -285,7 +363,7 @@ impl Own {
         let rules = Rules::new(options.profile, &options.keep, &options.drop)?;
         let left_out = match &options.plan {
             Some(_) => rules.unsayable(source.tree()),
-            None => with_secrets(rules.left_out(source.tree()), inventory, options),
+            None => with_secrets(rules.left_out(source.tree()), &inventory.secrets, options),
         };
         let rewritten = match options.allows(redact::RULE) {
             true => BTreeMap::new(),
@@ -391,12 +469,12 @@ pub fn known_contents(image: &ImageSource) -> Known {
 }
 
 /// An edited plan fits only the machine and the base that it was made for.
-fn check_fits(edited: &Document, tree: &str, base: Option<&Base>) -> Result<()> {
+fn check_fits(edited: &Document, tree: Option<&str>, base: Option<&Base>) -> Result<()> {
     let stale = |what: &str| {
         Err(Error::refused(format!("{what} changed since the plan was made"))
             .hint("make a new one with `vm2k plan`"))
     };
-    if edited.machine.tree != tree {
+    if tree.is_some_and(|tree| edited.machine.tree != tree) {
         return stale("the machine");
     }
     if edited.base.as_ref().map(|b| b.digest.as_str()) != base.map(|b| b.reference.digest.as_str()) {
@@ -408,12 +486,11 @@ fn check_fits(edited: &Document, tree: &str, base: Option<&Base>) -> Result<()> 
 /// Adds the secrets that may not go into an image to what the rules leave out.
 fn with_secrets(
     left_out: Vec<(GuestPath, String)>,
-    inventory: &Inventory,
+    secrets: &[secrets::Secret],
     options: &Options,
 ) -> Vec<(GuestPath, String)> {
     let mut all: BTreeMap<GuestPath, String> = left_out.into_iter().collect();
-    for secret in inventory
-        .secrets
+    for secret in secrets
         .iter()
         .filter(|s| !options.allows(&s.rule) && !redact::handles(&s.path))
     {

@@ -343,10 +343,18 @@ pub fn compare(old: Side<'_>, new: Side<'_>, jobs: usize, progress: &dyn Progres
         |side: Side<'_>, ids: HashSet<FileId>, stage: &dyn Stage| -> HashMap<FileId, Result<ContentHash>> {
             let mut ids: Vec<FileId> = ids.into_iter().collect();
             ids.sort_unstable();
+            let unknown: Vec<FileId> = ids
+                .iter()
+                .copied()
+                .filter(|id| !side.known.contains_key(id))
+                .collect();
+            let mut found = side.source.hashes(&unknown).unwrap_or_default();
+            ids.retain(|id| !found.contains_key(id));
             let hashes = jobs::map(jobs, &ids, |id| {
                 Ok::<_, std::convert::Infallible>(side.hash(*id, stage))
             });
-            ids.into_iter().zip(hashes.unwrap_or_default()).collect()
+            found.extend(ids.into_iter().zip(hashes.unwrap_or_default()));
+            found
         };
     let olds = hash_all(
         old,

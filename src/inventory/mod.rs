@@ -23,7 +23,7 @@ use crate::live::Live;
 use crate::path::GuestPath;
 use crate::pkgdb::{self, Alternative, Owners, Package, StatOverride};
 use crate::source::{FilesystemInfo, Source};
-use crate::tree::Problem;
+use crate::tree::{FileId, Node, Problem, Tree};
 use os::Os;
 
 /// Everything that is known of a machine but its files.
@@ -101,6 +101,69 @@ impl Inventory {
 /// [`Error::Usage`] if a rule of a user's distribution file makes no sense.
 pub fn take(source: &dyn Source, distros: &Distros) -> Result<Inventory> {
     complete(source, distros, identify(source, distros)?)
+}
+
+/// Directories whose files [`identify`] reads, many of them: the package databases.
+const DATABASES: &[&str] = &[
+    "/var/lib/dpkg",
+    "/var/lib/rpm",
+    "/usr/lib/sysimage/rpm",
+    "/var/lib/pacman/local",
+    "/lib/apk/db",
+    "/usr/lib/apk/db",
+];
+/// Files that say what the machine is and what runs on it.
+const SMALL: &[&str] = &[
+    "/etc/systemd",
+    "/etc/init.d",
+    "/etc/init",
+    "/etc/default",
+    "/etc/apt",
+    "/etc/dnf",
+    "/etc/yum.repos.d",
+    "/etc/zypp/repos.d",
+    "/etc/apk",
+    "/lib/systemd/system",
+    "/usr/lib/systemd/system",
+    "/usr/local/lib/systemd",
+    "/etc/rc.d",
+];
+/// Single ones.
+const SINGLE: &[&str] = &[
+    "/etc/os-release",
+    "/usr/lib/os-release",
+    "/etc/hostname",
+    "/etc/passwd",
+    "/etc/group",
+    "/etc/shadow",
+    "/etc/fstab",
+    "/etc/debian_version",
+    "/etc/redhat-release",
+    "/etc/inittab",
+    "/etc/crontab",
+    "/var/lib/apt/extended_states",
+];
+
+/// The files that taking an inventory will most likely read, for a source where each reading alone costs time.
+pub fn needed(tree: &Tree) -> Vec<FileId> {
+    let wanted = |path: &GuestPath, node: &Node| {
+        let bytes = path.as_bytes();
+        // Scripts of packages are not read.
+        let script = bytes.starts_with(b"/var/lib/dpkg/info/")
+            && !(bytes.ends_with(b".list") || bytes.ends_with(b".md5sums"));
+        node.is_file() && node.size() <= 256 << 20 && !script && !bytes.ends_with(b"-old")
+    };
+    let dirs = DATABASES.iter().chain(SMALL);
+    let dirs = dirs.filter_map(|dir| tree.find(dir)).map(|(path, _)| path);
+    let mut ids: Vec<FileId> = dirs
+        .flat_map(|dir| {
+            let files = tree.below(&dir).filter(|(path, node)| wanted(path, node));
+            files.map(|(_, node)| node.id).collect::<Vec<_>>()
+        })
+        .collect();
+    let single = SINGLE.iter().filter_map(|path| tree.find(path));
+    ids.extend(single.filter(|(_, node)| node.is_file()).map(|(_, node)| node.id));
+    ids
 }
 
 /// The first half of [`take`], from which a base image can be chosen: system, architecture and packages.
@@ -235,7 +298,6 @@ mod tests {
     use super::*;
     use crate::read_at::ReadAt;
     use crate::source::memory::MemorySource;
-    use crate::tree::{FileId, Tree};
     use std::sync::Arc;
 
     /// A machine on a disk whose files can be listed but not read.

@@ -197,6 +197,13 @@ pub fn pack(
 fn read_ahead(material: Material<'_>, layer: &LayerPlan, to: &Sender<Part>, recycled: &Receiver<Vec<u8>>) {
     let gone = || Error::unsupported("the layer's writer stopped");
     let send = |part: Part| to.send(part).map_err(|_| gone());
+    let written = layer.steps.iter().filter(|s| s.action == Action::Write);
+    let ids: Vec<FileId> = written
+        .filter(|step| !material.rewritten.contains_key(&step.path))
+        .filter_map(|step| material.image.get(&step.path).filter(|n| n.size() > 0))
+        .map(|node| node.id)
+        .collect();
+    material.source.prefetch(&ids);
     for step in layer.steps.iter().filter(|s| s.action == Action::Write) {
         let Some(node) = material.image.get(&step.path).filter(|n| n.size() > 0) else {
             continue;

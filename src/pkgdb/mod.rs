@@ -236,6 +236,10 @@ pub fn read(source: &dyn Source, preferred: Option<&str>) -> Result<Option<(&'st
 /// As the source's reader.
 pub fn changed_conffiles(source: &dyn Source, packages: &[Package]) -> Result<Vec<GuestPath>> {
     let mut changed = Vec::new();
+    let all = packages.iter().flat_map(|p| &p.conffiles);
+    let found = all.filter_map(|c| source.tree().resolve(&c.path, true).ok());
+    let nodes = found.filter_map(|path| source.tree().get(&path).filter(|n| n.is_file()));
+    source.prefetch(&nodes.map(|n| n.id).collect::<Vec<_>>());
     for conffile in packages.iter().flat_map(|p| &p.conffiles) {
         let Some(digest) = conffile.digest.as_ref().filter(|_| !conffile.obsolete) else {
             continue;
