@@ -289,10 +289,10 @@ impl PackageTool<'_> {
         self.render("mirror_list", Some(template), &facts).map(Some)
     }
 
-    /// True if a package can be asked for in a version; else the state of the repositories alone decides which comes.
+    /// False if packages are asked for by their names alone, so that the state of the repositories decides which version comes.
     pub fn names_versions(&self) -> bool {
-        let word = self.package_word.unwrap_or_default();
-        word.contains("version") || word.contains("upstream")
+        self.package_word
+            .is_none_or(|word| word.contains("version") || word.contains("upstream"))
     }
 
     fn files(&self, what: &str, files: &[RepositoryFile], facts: &Value) -> Result<Vec<(String, String)>> {

@@ -10,6 +10,7 @@ use crate::source::image::ImageSource;
 use crate::source::{Source, read_file};
 use globset::{GlobBuilder, GlobSet, GlobSetBuilder};
 use regex::Regex;
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashSet};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -164,19 +165,21 @@ pub const PACMAN: &str = "/etc/pacman.conf";
 /// The repositories of pacman's configuration, which is one file with all that it includes; `over` stands in place of files
 /// of the machine.
 fn of_pacman(files: &[SourceFile], over: &[(String, String)]) -> Vec<Repository> {
-    let mut texts: BTreeMap<String, String> = files
+    /// Longer files are no lists of mirrors, and no pattern includes more of them.
+    const MAX_TEXT: usize = 1 << 20;
+    const MAX_MATCHES: usize = 50;
+
+    if !files.iter().any(|f| f.path.to_string() == PACMAN) {
+        return Vec::new();
+    }
+    let mut texts: BTreeMap<String, Cow<'_, str>> = files
         .iter()
-        .filter(|f| !f.key)
-        .map(|f| {
-            (
-                f.path.to_string(),
-                String::from_utf8_lossy(&f.content).into_owned(),
-            )
-        })
+        .filter(|f| !f.key && f.content.len() <= MAX_TEXT)
+        .map(|f| (f.path.to_string(), String::from_utf8_lossy(&f.content)))
         .collect();
-    texts.extend(over.iter().cloned());
+    texts.extend(over.iter().map(|(path, text)| (path.clone(), text.into())));
     let include = |pattern: &str| -> Vec<(String, String)> {
-        let copy = |(path, text): (&String, &String)| (path.clone(), text.clone());
+        let copy = |(path, text): (&String, &Cow<'_, str>)| (path.clone(), text.clone().into_owned());
         if let Some(found) = texts.get_key_value(pattern) {
             return vec![copy(found)];
         }
@@ -185,7 +188,7 @@ fn of_pacman(files: &[SourceFile], over: &[(String, String)]) -> Vec<Repository>
         };
         let glob = glob.compile_matcher();
         let matching = texts.iter().filter(|(path, _)| glob.is_match(path));
-        matching.map(copy).collect()
+        matching.take(MAX_MATCHES).map(copy).collect()
     };
     let Some(text) = texts.get(PACMAN) else {
         return Vec::new();
