@@ -6,6 +6,8 @@ set -eu -o pipefail
 need=(
     # command       package
     "cc             gcc libc6-dev"
+    "make           make"
+    "prove          perl"
     "mmdebstrap     mmdebstrap"
     "sfdisk         fdisk"
     "mke2fs         e2fsprogs"

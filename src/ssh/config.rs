@@ -183,7 +183,7 @@ fn settings(target: &Target, values: Values, place: &Place) -> Result<Settings> 
         (None, Some(user)) => user.to_owned(),
         (None, None) => place.user.clone(),
     };
-    let host_key_alias = values.one("hostkeyalias").map(str::to_owned);
+    let host_key_alias = values.one("hostkeyalias").map(str::to_ascii_lowercase);
     let jump = values
         .one("proxyjump")
         .filter(|v| !v.eq_ignore_ascii_case("none"));

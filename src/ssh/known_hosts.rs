@@ -2,7 +2,7 @@
 #![deny(clippy::indexing_slicing)]
 
 use super::key::{PublicKey, decode};
-use super::pattern::{matches, matches_any};
+use super::pattern::matches_any;
 use crate::error::{Error, Result};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -75,7 +75,7 @@ impl Entry {
     /// True if `name` itself stands in the line, and not only a pattern for it.
     fn names_it(&self, name: &str) -> bool {
         match &self.names {
-            Names::Patterns(patterns) => patterns.iter().any(|p| matches(name.as_bytes(), p.as_bytes())),
+            Names::Patterns(patterns) => patterns.iter().any(|p| p == name),
             Names::Hashed { .. } => true,
         }
     }

@@ -124,7 +124,7 @@ impl<'a> Login<'a> {
             tried => format!("tried {}", tried.join("; ")),
         };
         let text = format!(
-            "{}: the host lets {} not in: {tried}; it allows {}",
+            "{}: the host does not let {} in: {tried}; it allows {}",
             self.wire.name,
             self.settings.user,
             Escaped(self.allowed.join(", ").as_bytes())

@@ -72,6 +72,8 @@ pub(super) struct Shared {
     event: OwnedFd,
     woken: AtomicBool,
     inbox: Mutex<Inbox>,
+    /// Processes that somebody holds.
+    held: AtomicU64,
     sent: AtomicU64,
     received: AtomicU64,
 }
@@ -106,6 +108,7 @@ impl Pump {
             event,
             woken: AtomicBool::new(false),
             inbox: Mutex::default(),
+            held: AtomicU64::new(0),
             sent: AtomicU64::new(0),
             received: AtomicU64::new(0),
         });
@@ -180,7 +183,8 @@ impl Drop for Pump {
         // Processes that still run keep the thread; without them it ends within moments.
         if let Some(thread) = self.thread.take() {
             let until = Instant::now() + FAREWELL + FAREWELL;
-            while !thread.is_finished() && Instant::now() < until {
+            let held = || self.shared.held.load(Ordering::Acquire) > 0;
+            while !thread.is_finished() && !held() && Instant::now() < until {
                 std::thread::sleep(Duration::from_millis(2));
             }
         }

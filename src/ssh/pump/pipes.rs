@@ -5,6 +5,7 @@ use crate::error::{Error, Result};
 use crate::ssh::transport::{Control, Exit, Process, STDERR, late, lost};
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -68,6 +69,7 @@ impl Pipes {
 
     /// The three parts for the user. The channel ends with the last of them.
     pub(super) fn process(pipes: &Arc<Self>) -> Process {
+        pipes.shared.held.fetch_add(1, Ordering::AcqRel);
         let part = Arc::new(Part(Arc::clone(pipes)));
         Process {
             stdin: Box::new(Input(Arc::clone(&part))),
@@ -227,6 +229,7 @@ struct Part(Arc<Pipes>);
 
 impl Drop for Part {
     fn drop(&mut self) {
+        self.0.shared.held.fetch_sub(1, Ordering::AcqRel);
         self.0.end();
     }
 }

@@ -194,7 +194,7 @@ fn a_wrong_key_says_what_was_tried() {
     assert_eq!(refused(home.connect(&at(&server), &options)).0, code::USAGE);
     let (code, text) = refused(home.connect(&format!("vm2knone@127.0.0.1:{}", server.port), &home.options()));
     assert_eq!(code, code::REFUSED);
-    assert!(text.contains("lets vm2knone not in"), "{text}");
+    assert!(text.contains("does not let vm2knone in"), "{text}");
 }
 
 #[test]

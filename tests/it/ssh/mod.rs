@@ -4,6 +4,6 @@
 mod configuration;
 mod hosts;
 mod login;
-mod server;
+pub(crate) mod server;
 mod streams;
 mod trouble;

@@ -13,18 +13,18 @@ use vm2k::ssh::config::{Files, Place};
 use vm2k::ssh::{Options, Session, Target};
 
 /// True if sshd can be run here; else the test is skipped by name.
-pub(super) fn can(test: &str) -> bool {
+pub(crate) fn can(test: &str) -> bool {
     tools(test, &["sshd", "ssh-keygen", "ssh-agent", "ssh-add", "ssh"]) && root(test)
 }
 
 /// A free port. It is free until somebody else takes it: the one who starts a server tries again then.
-pub(super) fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     listener.local_addr().unwrap().port()
 }
 
 /// Makes a key pair `dir/name` with `arguments` of ssh-keygen.
-pub(super) fn keygen(dir: &Path, name: &str, arguments: &[&str]) -> PathBuf {
+pub(crate) fn keygen(dir: &Path, name: &str, arguments: &[&str]) -> PathBuf {
     let path = dir.join(name);
     let passphrase: &[&str] = if arguments.contains(&"-N") {
         &[]
@@ -40,22 +40,22 @@ pub(super) fn keygen(dir: &Path, name: &str, arguments: &[&str]) -> PathBuf {
 }
 
 /// A running sshd and the directory of its files.
-pub(super) struct Server {
-    pub(super) dir: TempDir,
-    pub(super) port: u16,
+pub(crate) struct Server {
+    pub(crate) dir: TempDir,
+    pub(crate) port: u16,
     child: Child,
 }
 
 impl Server {
     /// Starts one with a host key of `kind` and `extra` lines of sshd_config in front.
-    pub(super) fn start(kind: &str, extra: &str) -> Self {
+    pub(crate) fn start(kind: &str, extra: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         keygen(dir.path(), "host", &["-t", kind]);
         Self::start_in(dir, extra)
     }
 
     /// Starts one in `dir`, which has the host key.
-    pub(super) fn start_in(dir: TempDir, extra: &str) -> Self {
+    pub(crate) fn start_in(dir: TempDir, extra: &str) -> Self {
         let path = dir.path();
         // sshd of root wants its empty directory.
         let _ = std::fs::create_dir("/run/sshd");
@@ -69,7 +69,7 @@ impl Server {
                 "{extra}\nPort {port}\nListenAddress 127.0.0.1\nHostKey {at}/host\nPidFile none\n\
                  AuthorizedKeysFile {at}/authorized_keys\nStrictModes no\nPermitRootLogin yes\n\
                  PasswordAuthentication no\nKbdInteractiveAuthentication no\nUsePAM no\n\
-                 LoginGraceTime 60\nMaxStartups 100\nUseDNS no\n"
+                 LoginGraceTime 60\nSetEnv HOME={at}\nMaxStartups 100\nUseDNS no\n"
             );
             std::fs::write(path.join("sshd_config"), text).unwrap();
             let log = std::fs::File::create(path.join("log")).unwrap();
@@ -110,25 +110,25 @@ impl Server {
         false
     }
 
-    pub(super) fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
     /// The public host key: type and base64.
-    pub(super) fn host_key(&self) -> String {
+    pub(crate) fn host_key(&self) -> String {
         let text = std::fs::read_to_string(self.path("host.pub")).unwrap();
         text.split(' ').take(2).collect::<Vec<_>>().join(" ")
     }
 
     /// Its fingerprint as ssh-keygen prints it.
-    pub(super) fn fingerprint(&self) -> String {
+    pub(crate) fn fingerprint(&self) -> String {
         let out = run(Command::new("ssh-keygen").arg("-lf").arg(self.path("host.pub")));
         let text = String::from_utf8(out.stdout).unwrap();
         text.split(' ').nth(1).unwrap().to_owned()
     }
 
     /// Lets `key` log in.
-    pub(super) fn authorize(&self, key: &Path) {
+    pub(crate) fn authorize(&self, key: &Path) {
         let public = std::fs::read_to_string(format!("{}.pub", key.display())).unwrap();
         let file = self.path("authorized_keys");
         let before = std::fs::read_to_string(&file).unwrap();
@@ -136,12 +136,12 @@ impl Server {
     }
 
     /// What sshd wrote.
-    pub(super) fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         std::fs::read_to_string(self.path("log")).unwrap()
     }
 
     /// Sends `signal` to this sshd and to all that it started.
-    pub(super) fn signal(&self, signal: Signal) {
+    pub(crate) fn signal(&self, signal: Signal) {
         for pid in family(self.child.id()) {
             let _ = kill_process(pid, signal);
         }
@@ -183,14 +183,14 @@ fn family(id: u32) -> Vec<Pid> {
 }
 
 /// A user's home, from which a connection is made.
-pub(super) struct Home {
-    pub(super) dir: TempDir,
-    pub(super) agent: Option<PathBuf>,
-    pub(super) warnings: Arc<Mutex<Vec<String>>>,
+pub(crate) struct Home {
+    pub(crate) dir: TempDir,
+    pub(crate) agent: Option<PathBuf>,
+    pub(crate) warnings: Arc<Mutex<Vec<String>>>,
 }
 
 impl Home {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir(dir.path().join(".ssh")).unwrap();
         Self {
@@ -200,35 +200,35 @@ impl Home {
         }
     }
 
-    pub(super) fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(".ssh").join(name)
     }
 
     /// A new key, which `server` lets in.
-    pub(super) fn key(&self, server: &Server, name: &str, arguments: &[&str]) -> PathBuf {
+    pub(crate) fn key(&self, server: &Server, name: &str, arguments: &[&str]) -> PathBuf {
         let key = keygen(&self.dir.path().join(".ssh"), name, arguments);
         server.authorize(&key);
         key
     }
 
     /// Writes down the key of `server`.
-    pub(super) fn know(&self, server: &Server) {
+    pub(crate) fn know(&self, server: &Server) {
         self.write_known(&format!("[127.0.0.1]:{} {}\n", server.port, server.host_key()));
     }
 
-    pub(super) fn write_known(&self, text: &str) {
+    pub(crate) fn write_known(&self, text: &str) {
         let file = self.path("known_hosts");
         let before = std::fs::read_to_string(&file).unwrap_or_default();
         std::fs::write(file, before + text).unwrap();
     }
 
     /// Writes `~/.ssh/config`.
-    pub(super) fn configure(&self, text: &str) {
+    pub(crate) fn configure(&self, text: &str) {
         std::fs::write(self.path("config"), text).unwrap();
     }
 
     /// The usual options of this home.
-    pub(super) fn options(&self) -> Options {
+    pub(crate) fn options(&self) -> Options {
         let agent = self.agent.clone();
         let warnings = Arc::clone(&self.warnings);
         Options {
@@ -252,18 +252,18 @@ impl Home {
         }
     }
 
-    pub(super) fn connect(&self, target: &str, options: &Options) -> Result<Session> {
+    pub(crate) fn connect(&self, target: &str, options: &Options) -> Result<Session> {
         Session::connect(&Target::parse(target).unwrap(), options)
     }
 }
 
 /// root at `server`.
-pub(super) fn at(server: &Server) -> String {
+pub(crate) fn at(server: &Server) -> String {
     format!("root@127.0.0.1:{}", server.port)
 }
 
 /// The text and hints of the error of a connection that must not come about.
-pub(super) fn refused(result: Result<Session>) -> (u8, String) {
+pub(crate) fn refused(result: Result<Session>) -> (u8, String) {
     match result {
         Ok(_) => panic!("it was let in"),
         Err(e) => (e.code(), vm2k::error::report(&e.into())),
@@ -271,7 +271,7 @@ pub(super) fn refused(result: Result<Session>) -> (u8, String) {
 }
 
 /// A server that lets in a home's key and is known to it.
-pub(super) fn ready(extra: &str) -> (Server, Home) {
+pub(crate) fn ready(extra: &str) -> (Server, Home) {
     let server = Server::start("ed25519", extra);
     let home = Home::new();
     home.key(&server, "id_ed25519", &["-t", "ed25519"]);
