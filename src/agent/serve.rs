@@ -8,6 +8,7 @@ use super::wire::{
     unpack, write_frame,
 };
 use crate::error::{Error, Result};
+use crate::live::{Ask, HostProc, collect};
 use crate::path::GuestPath;
 use crate::source::walk::{Mounted, Sink, walk};
 use crate::tree::Node;
@@ -251,7 +252,7 @@ fn requests(input: &mut dyn Read, out: &Arc<Out>) -> Result<()> {
                 let job = from.small()?;
                 queue.sign(job, buf.get(from.at()..).unwrap_or_default())?;
             }
-            kind::LIVE => live(&**out),
+            kind::LIVE => live(&buf, &**out)?,
             kind::QUIT => {
                 queue.close();
                 let _ = walker.join();
@@ -270,14 +271,17 @@ fn requests(input: &mut dyn Read, out: &Arc<Out>) -> Result<()> {
     Ok(())
 }
 
-/// What only a running host knows: an opaque JSON value.
-fn live(out: &dyn Output) {
-    let text = b"null";
+/// What only a running host knows: a JSON value (`live::Live`), for the one in the request (`live::Ask`).
+fn live(ask: &[u8], out: &dyn Output) -> Result<()> {
+    let bad = |e: serde_json::Error| Error::corrupt(format!("a request of what the host knows: {e}"), 0);
+    let ask: Ask = serde_json::from_slice(ask).map_err(bad)?;
+    let text = serde_json::to_vec(&collect(&HostProc::default(), &ask)).map_err(bad)?;
     let mut parts = text.chunks(PIECE).peekable();
     while let Some(part) = parts.next() {
         let last = u8::from(parts.peek().is_none());
         out.send(kind::LIVE_PART, &[&[last], part].concat());
     }
+    Ok(())
 }
 
 /// Puts a walk into blocks.

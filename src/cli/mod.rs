@@ -99,6 +99,9 @@ struct Common {
     /// On a host, work only while the load of the last minute is at most this, as in 1.5
     #[arg(long, global = true, value_name = "N", value_parser = target::parse_load)]
     max_load: Option<u32>,
+    /// Keep values of the environment of a host's processes too, but for those that look like secrets
+    #[arg(long, global = true)]
+    with_env: bool,
     // Last, because its heading holds for what follows.
     #[command(flatten)]
     ssh: ssh::SshArguments,

@@ -127,6 +127,7 @@ fn open_host(
         name,
         root: root.clone(),
         one_filesystem: common.one_file_system,
+        with_env: common.with_env,
         rate: common.bwlimit,
         load: common.max_load,
         ..host::Options::default()

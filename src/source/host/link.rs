@@ -302,9 +302,9 @@ impl Link {
     }
 
     /// What only a running host knows: a JSON value.
-    pub(super) fn live(&self) -> Result<Vec<u8>> {
+    pub(super) fn live(&self, ask: &[u8]) -> Result<Vec<u8>> {
         self.shared.state().live = Some(Vec::new());
-        self.send(kind::LIVE, &[]);
+        self.send(kind::LIVE, ask);
         self.shared.wait(|state| {
             let done = std::mem::take(&mut state.live_done);
             done.then(|| state.live.take().unwrap_or_default())

@@ -9,6 +9,7 @@ pub use start::Sudo;
 use super::{FilesystemInfo, Source, Traffic, Wanted};
 use crate::agent::wire::{Got, Start, Want, Why};
 use crate::error::{Error, Result};
+use crate::live::{Ask, Live};
 use crate::path::GuestPath;
 use crate::progress::{Progress, Silent};
 use crate::read_at::{ReadAt, Stream};
@@ -40,6 +41,8 @@ pub struct Options {
     pub root: GuestPath,
     /// Stay on the filesystem of `root`.
     pub one_filesystem: bool,
+    /// Ask for values of environment variables too.
+    pub with_env: bool,
     /// How the agent gets rights.
     pub sudo: Sudo,
     /// The most bytes a second that the host sends.
@@ -56,6 +59,7 @@ impl Default for Options {
             name: String::new(),
             root: GuestPath::root(),
             one_filesystem: false,
+            with_env: false,
             sudo: Sudo::default(),
             rate: None,
             load: None,
@@ -75,6 +79,9 @@ struct Settled {
 /// A host.
 pub struct Host {
     name: String,
+    /// True if all of the host is read.
+    whole: bool,
+    with_env: bool,
     link: Link,
     contents: Arc<Contents>,
     /// Where temporary files may lie.
@@ -188,6 +195,8 @@ impl Host {
         }
         Ok(Self {
             name,
+            whole: options.root == GuestPath::root(),
+            with_env: options.with_env,
             link,
             contents,
             scratch: store.dir().join("tmp"),
@@ -600,16 +609,20 @@ impl Source for Host {
         self.contents.retain(&current);
         self.link.quit();
     }
-}
 
-impl Host {
-    /// What only a running host knows: a JSON value of at most 8 MiB, as the agent gives it.
-    ///
-    /// # Errors
-    /// [`Error::Network`] if the connection breaks, [`Error::Corrupt`] for what is no JSON.
-    pub fn live(&self) -> Result<serde_json::Value> {
-        let text = self.link.live()?;
-        serde_json::from_slice(&text)
-            .map_err(|e| Error::corrupt(format!("{}: what the agent tells of the host: {e}", self.name), 0))
+    fn live(&self, watch: Vec<String>) -> Result<Option<Live>> {
+        // Of a part of the host nothing can be said by its processes.
+        if !self.whole {
+            return Ok(None);
+        }
+        let bad = |e: serde_json::Error| {
+            Error::corrupt(format!("{}: what the agent tells of the host: {e}", self.name), 0)
+        };
+        let ask = Ask {
+            with_env: self.with_env,
+            watch,
+        };
+        let told = self.link.live(&serde_json::to_vec(&ask).map_err(bad)?)?;
+        serde_json::from_slice(&told).map(Some).map_err(bad)
     }
 }
