@@ -12,7 +12,7 @@ use super::target::Target;
 use crate::error::{Error, Result};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-pub use tokens::Place;
+pub use tokens::{Place, Variables};
 use tokens::{expand, expand_path};
 
 /// The files of configuration.

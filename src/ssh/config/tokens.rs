@@ -7,6 +7,9 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+/// Looks up a variable of the environment.
+pub type Variables = Arc<dyn Fn(&str) -> Option<String> + Send + Sync>;
+
 /// Who and where the user is: what a configuration may refer to.
 #[derive(Clone)]
 pub struct Place {
@@ -19,7 +22,7 @@ pub struct Place {
     /// The name of this machine.
     pub machine: String,
     /// Variables of the environment.
-    pub variable: Arc<dyn Fn(&str) -> Option<String> + Send + Sync>,
+    pub variable: Variables,
 }
 
 impl fmt::Debug for Place {

@@ -54,9 +54,10 @@ pub(super) fn find(
     let mut remarks = Vec::new();
     let mut files = Vec::new();
     // The usual files are for those who name none.
-    let configured = (named.is_empty() || settings.identities_named)
-        .then_some(settings.identity_files.as_slice())
-        .unwrap_or_default();
+    let configured = match named.is_empty() || settings.identities_named {
+        true => settings.identity_files.as_slice(),
+        false => &[],
+    };
     for (path, must) in named
         .iter()
         .map(|p| (p, true))

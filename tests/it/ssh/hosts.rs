@@ -165,7 +165,7 @@ fn hashed_names_are_read_as_ssh_keygen_writes_them() {
         std::fs::write(&file, format!("{before}{name} {public}")).unwrap();
     }
     run(Command::new("ssh-keygen").args(["-q", "-H", "-f"]).arg(&file));
-    let known = KnownHosts::read(&[file.clone()]).unwrap();
+    let known = KnownHosts::read(std::slice::from_ref(&file)).unwrap();
     for name in names.into_iter().chain(["web2", "[web1]:22", "::1"]) {
         let judge = Command::new("ssh-keygen")
             .args(["-F", name, "-f"])

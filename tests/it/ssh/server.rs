@@ -62,34 +62,31 @@ impl Server {
         if !path.join("authorized_keys").exists() {
             std::fs::write(path.join("authorized_keys"), "").unwrap();
         }
-        for _ in 0..5 {
-            let port = free_port();
-            let at = path.display();
-            let text = format!(
-                "{extra}\nPort {port}\nListenAddress 127.0.0.1\nHostKey {at}/host\nPidFile none\n\
-                 AuthorizedKeysFile {at}/authorized_keys\nStrictModes no\nPermitRootLogin yes\n\
-                 PasswordAuthentication no\nKbdInteractiveAuthentication no\nUsePAM no\n\
-                 LoginGraceTime 60\nSetEnv HOME={at}\nMaxStartups 100\nUseDNS no\n"
-            );
-            std::fs::write(path.join("sshd_config"), text).unwrap();
-            let log = std::fs::File::create(path.join("log")).unwrap();
-            let child = Command::new("/usr/sbin/sshd")
-                .args(["-D", "-e", "-f"])
-                .arg(path.join("sshd_config"))
-                .stdin(Stdio::null())
-                .stdout(Stdio::null())
-                .stderr(log)
-                .spawn()
-                .unwrap();
-            let mut server = Self { dir, port, child };
-            if server.is_up() {
-                return server;
-            }
-            let log = std::fs::read_to_string(server.dir.path().join("log")).unwrap();
-            assert!(log.contains("Address already in use"), "{log}");
-            return Self::start_in(server.take_dir(), extra);
+        let port = free_port();
+        let at = path.display();
+        let text = format!(
+            "{extra}\nPort {port}\nListenAddress 127.0.0.1\nHostKey {at}/host\nPidFile none\n\
+             AuthorizedKeysFile {at}/authorized_keys\nStrictModes no\nPermitRootLogin yes\n\
+             PasswordAuthentication no\nKbdInteractiveAuthentication no\nUsePAM no\n\
+             LoginGraceTime 60\nSetEnv HOME={at}\nMaxStartups 100\nUseDNS no\n"
+        );
+        std::fs::write(path.join("sshd_config"), text).unwrap();
+        let log = std::fs::File::create(path.join("log")).unwrap();
+        let child = Command::new("/usr/sbin/sshd")
+            .args(["-D", "-e", "-f"])
+            .arg(path.join("sshd_config"))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        let mut server = Self { dir, port, child };
+        if server.is_up() {
+            return server;
         }
-        unreachable!("no free port")
+        let log = std::fs::read_to_string(server.dir.path().join("log")).unwrap();
+        assert!(log.contains("Address already in use"), "{log}");
+        Self::start_in(server.take_dir(), extra)
     }
 
     fn take_dir(&mut self) -> TempDir {
