@@ -87,6 +87,9 @@ struct Common {
     /// Reach hosts through this program, which takes host and command as ssh does [default: ssh]
     #[arg(long, global = true, value_name = "COMMAND", env = "VM2K_RSH")]
     rsh: Option<String>,
+    /// Send no agent to a host: only what find, stat and tar tell, without extended attributes
+    #[arg(long, global = true)]
+    agentless: bool,
     /// On a host, read the password for sudo from stdin
     #[arg(long, global = true)]
     sudo_password_stdin: bool,

@@ -4,10 +4,10 @@ use crate::kernel;
 use crate::support::{bash, root, run, tools, vm2k};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use vm2k::agent::wire::{self, Hello};
-use vm2k::error::{Error, Result};
+use vm2k::error::Result;
 use vm2k::path::GuestPath;
 use vm2k::progress::Silent;
 use vm2k::source::Source;
@@ -84,7 +84,7 @@ impl Place {
 
     fn open(&self, script: &str) -> Result<Host> {
         let store = Store::open(&self.path("store")).unwrap();
-        Host::open(&self.transport(script), &self.options(), &store, &Silent)
+        Host::open(Arc::new(self.transport(script)), &self.options(), &store, &Silent)
     }
 
     /// The program with a subcommand.
@@ -305,10 +305,7 @@ os._exit(0)
     let forget = || bash("rm -rf \"$1/contents\"", &[&place.path("store")]);
     for _ in 0..cuts {
         let n = random(6_000_000);
-        cut(
-            &format!("sh -c \"$1\" | head -c {n}"),
-            &format!("{n} bytes received"),
-        );
+        cut(&pass("received", n), &format!("{n} bytes received"));
         forget();
         let n = random(agent + 500);
         cut(&pass("sent", n), &format!("{n} bytes sent"));
@@ -452,9 +449,141 @@ fn places_that_take_no_program_are_passed_over() {
     for dir in ["$XDG_RUNTIME_DIR", "/run", "/dev/shm", "/var/tmp", "/tmp"] {
         everywhere.push_str(&format!("mount -t tmpfs -o noexec x {dir} || true;"));
     }
-    let e = place.open(&in_namespace(&everywhere)).map(|_| ()).unwrap_err();
-    assert!(e.to_string().contains("executed"), "{e}");
+    // Then without an agent.
+    let host = place.open(&in_namespace(&everywhere)).unwrap();
+    assert!(
+        host.problems()
+            .iter()
+            .any(|p| p.what.contains("without an agent"))
+    );
     assert_eq!(place.left(), Vec::<String>::new());
+}
+
+#[test]
+fn without_an_agent_all_but_attributes_is_there() {
+    let test = "without_an_agent_all_but_attributes_is_there";
+    if !root(test) || !tools(test, &["find", "tar", "gzip", "stat", "mkfifo", "setfattr"]) {
+        return;
+    }
+    let place = Place::new();
+    place.system();
+    bash(
+        r#"cd "$1"; mkfifo fifo; mknod block b 259 1048575; printf x >"$(printf 'bad\xff\n\tname')"; : >empty
+touch -d '1901-12-14 01:02:03.123456789' old; echo a >-file; truncate -s 3M hole; setfattr -n user.one -v 1 old
+ln -s "$(printf 'x%.0s' $(seq 3000))" long; mkdir -p "$(printf 'y%.0s' $(seq 200))/$(printf 'z%.0s' $(seq 200))"
+echo deep >"$(printf 'y%.0s' $(seq 200))/$(printf 'z%.0s' $(seq 200))/deep""#,
+        &[&place.machine()],
+    );
+    let options = Options {
+        agentless: true,
+        ..place.options()
+    };
+    let store = Store::open(&place.path("store")).unwrap();
+    let host = Host::open(Arc::new(place.transport(HERE)), &options, &store, &Silent).unwrap();
+    let here = Directory::open(&place.machine()).unwrap();
+    let mut expected = here.tree().clone();
+    expected.for_each_mut(|_, node| node.xattrs.clear());
+    assert_eq!(*host.tree(), expected);
+    let all: Vec<_> = host
+        .tree()
+        .iter()
+        .filter(|(_, n)| n.is_file())
+        .map(|(_, n)| n.id)
+        .collect();
+    host.prefetch(&all);
+    for id in all {
+        let read =
+            |source: &dyn Source| vm2k::read_at::read_all(&*source.open(id).unwrap(), 8 << 20).unwrap();
+        assert!(read(&host) == read(&here));
+    }
+    let target = place.target();
+    let image = format!("oci:{}", place.path("image").display());
+    let words = [
+        "convert",
+        &target,
+        "--agentless",
+        "--base",
+        "none",
+        "-o",
+        &image,
+        "--json",
+    ];
+    let done = place.vm2k(HERE, &words);
+    // What cannot be had is said.
+    assert_eq!(done.status.code(), Some(3), "{}", text(&done));
+    assert!(text(&done).contains("extended attributes"), "{}", text(&done));
+    let report: serde_json::Value = serde_json::from_slice(&done.stdout).unwrap();
+    assert_eq!(report["traffic"]["read"], 0, "all was kept");
+    bash("rm \"$1/old\"", &[&place.machine()]);
+    let done = place.vm2k(HERE, &words);
+    assert_eq!(done.status.code(), Some(3), "{}", text(&done));
+    let verified = place.vm2k(
+        HERE,
+        &["verify", &format!("dir:{}", place.machine().display()), &image],
+    );
+    assert!(verified.status.success(), "{}", text(&verified));
+}
+
+/// The same through ssh(1) and a real sshd.
+#[test]
+fn through_ssh() {
+    let test = "through_ssh";
+    if !root(test) || !tools(test, &["ssh", "sshd", "ssh-keygen"]) {
+        return;
+    }
+    let place = Place::new();
+    place.system();
+    let port = std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port();
+    bash(
+        r#"cd "$1"; ssh-keygen -q -t ed25519 -N '' -f hostkey; ssh-keygen -q -t ed25519 -N '' -f key; cp key.pub authorized
+cat >sshd_config <<END
+Port $2
+ListenAddress 127.0.0.1
+HostKey $1/hostkey
+AuthorizedKeysFile $1/authorized
+PidFile $1/pid
+UsePAM no
+StrictModes no
+PermitRootLogin yes
+END
+cat >config <<END
+Host web
+HostName 127.0.0.1
+Port $2
+User root
+IdentityFile $1/key
+IdentitiesOnly yes
+UserKnownHostsFile $1/known
+StrictHostKeyChecking accept-new
+END
+mkdir -p /run/sshd; $(command -v sshd || echo /usr/sbin/sshd) -f "$1/sshd_config""#,
+        &[place.dir.path(), Path::new(&port.to_string())],
+    );
+    let config = place.path("config").display().to_string();
+    let mut command = vm2k();
+    command
+        .args([
+            "convert",
+            &format!("ssh://web{}", place.machine().display()),
+            "--base",
+            "none",
+        ])
+        .args(["-o", &format!("oci:{}", place.path("image").display())])
+        .args(["--rsh", &format!("ssh -F {config}")])
+        .env("VM2K_STORE", place.path("store"));
+    if let Some(agent) = agent() {
+        command.env("VM2K_AGENT", agent);
+    }
+    let done = command.output().unwrap();
+    bash("kill $(cat \"$1/pid\")", &[place.dir.path()]);
+    assert!(done.status.success(), "{}", text(&done));
+    let refused = command.output().unwrap();
+    assert_eq!(refused.status.code(), Some(7), "{}", text(&refused));
+    assert!(text(&refused).contains("refused"), "{}", text(&refused));
 }
 
 #[test]
@@ -482,7 +611,7 @@ fn a_user_without_rights_reads_what_he_may() {
         sudo: Sudo::Demand,
         ..place.options()
     };
-    let e = Host::open(&place.transport(user), &options, &store, &Silent)
+    let e = Host::open(Arc::new(place.transport(user)), &options, &store, &Silent)
         .map(|_| ())
         .unwrap_err();
     assert_eq!(e.code(), vm2k::error::code::REFUSED, "{e}");
@@ -606,7 +735,7 @@ fn a_hostile_agent_does_no_harm() {
     assert!(place.open("cat /dev/zero").is_err());
     let e = place.open("echo no >&2; exit 5").map(|_| ()).unwrap_err();
     assert!(
-        matches!(&e, Error::Network { .. }) && e.to_string().contains("no"),
+        e.code() == vm2k::error::code::NETWORK && e.to_string().contains("no"),
         "{e}"
     );
     assert!(Hello::decode(b"").is_err());
