@@ -87,6 +87,9 @@ struct Common {
     /// Use no network
     #[arg(long, global = true)]
     offline: bool,
+    /// Send no agent to a host: only what find, stat and tar tell, without extended attributes
+    #[arg(long, global = true)]
+    agentless: bool,
     /// On a host, read the password for sudo from stdin
     #[arg(long, global = true)]
     sudo_password_stdin: bool,

@@ -130,6 +130,7 @@ fn open_host(
         with_env: common.with_env,
         rate: common.bwlimit,
         load: common.max_load,
+        agentless: common.agentless,
         ..host::Options::default()
     };
     if common.sudo_password_stdin {
@@ -140,7 +141,7 @@ fn open_host(
         let password = line.trim_end_matches(['\n', '\r']).to_owned();
         options.sudo = host::Sudo::Password(zeroize::Zeroizing::new(password));
     }
-    Ok(Host::open(&*transport, &options, &*store(common)?, ui)?)
+    Ok(Host::open(transport, &options, &*store(common)?, ui)?)
 }
 
 /// A machine that is open, and what later runs can know it by.

@@ -14,6 +14,8 @@ use std::time::{Duration, Instant};
 
 /// How long nothing may move before a connection counts as lost.
 const IDLE: Duration = Duration::from_secs(60);
+/// How long a command that is no longer needed may take to end.
+const GRACE: Duration = Duration::from_secs(2);
 /// How often a wait looks whether the command was killed meanwhile.
 const SLICE: Duration = Duration::from_millis(200);
 
@@ -236,6 +238,25 @@ impl Shared {
 
 impl Drop for Shared {
     fn drop(&mut self) {
+        // Its streams are closed by now. What cleans up behind itself gets the time for it.
+        let ended = |child: &mut Child| !matches!(child.try_wait(), Ok(None));
+        let child = self.child.get_mut().unwrap_or_else(PoisonError::into_inner);
+        if ended(child) {
+            return;
+        }
+        if let Some(pid) = i32::try_from(child.id())
+            .ok()
+            .and_then(rustix::process::Pid::from_raw)
+        {
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+        }
+        let until = Instant::now() + GRACE;
+        while Instant::now() < until {
+            if ended(child) {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
         self.kill();
     }
 }

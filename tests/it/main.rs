@@ -23,6 +23,7 @@ mod formats;
 mod gate;
 mod golden;
 mod graph;
+mod host;
 mod inventory;
 #[allow(dead_code, reason = "shared by the modules beside it")]
 mod kernel;

@@ -397,6 +397,36 @@ impl Contents {
         got: &Got,
         write: impl FnOnce(&mut dyn Write) -> Result<()>,
     ) -> Result<()> {
+        let check = |digest: &Hash, len| match *digest == got.digest && len == got.len {
+            true => Ok(()),
+            false => Err(Error::corrupt(
+                "a content that was made from a delta is not what its digest says",
+                0,
+            )),
+        };
+        self.put(path, identity, write, check).map(drop)
+    }
+
+    /// Keeps a content that `write` writes; gives its digest and length.
+    ///
+    /// # Errors
+    /// Those of `write` and of writing.
+    pub(super) fn store_new(
+        &self,
+        path: &GuestPath,
+        identity: Identity,
+        write: impl FnOnce(&mut dyn Write) -> Result<()>,
+    ) -> Result<(Hash, u64)> {
+        self.put(path, identity, write, |_, _| Ok(()))
+    }
+
+    fn put(
+        &self,
+        path: &GuestPath,
+        identity: Identity,
+        write: impl FnOnce(&mut dyn Write) -> Result<()>,
+        check: impl FnOnce(&Hash, u64) -> Result<()>,
+    ) -> Result<(Hash, u64)> {
         let mut storing = Storing {
             contents: self,
             raw: Vec::new(),
@@ -406,13 +436,8 @@ impl Contents {
         write(&mut storing)?;
         storing.flush().map_err(|e| self.failed(e))?;
         let Storing { parts, hasher, .. } = storing;
-        let digest = *hasher.finalize().as_bytes();
-        if digest != got.digest || parts.len != got.len {
-            return Err(Error::corrupt(
-                "a content that was made from a delta is not what its digest says",
-                0,
-            ));
-        }
+        let (digest, len) = (*hasher.finalize().as_bytes(), parts.len);
+        check(&digest, len)?;
         let path = path_name(path);
         // The number of a job that no answer carries.
         let job = u32::MAX;
@@ -425,7 +450,7 @@ impl Contents {
         state.by_identity.insert(identity, digest);
         state.by_path.insert(path, digest);
         state.names.entry(pack).or_default().insert(identity);
-        Ok(())
+        Ok((digest, len))
     }
 
     /// What was kept of a content that was cut off.

@@ -7,6 +7,7 @@ use crate::agent::wire::{
     read_frame, unpack, walked,
 };
 use crate::error::{Error, Result};
+use crate::live::{Ask, Live};
 use crate::path::GuestPath;
 use crate::progress::Stage;
 use crate::ssh::transport::{Control, lost};
@@ -161,6 +162,28 @@ fn again(error: &Error) -> Error {
     }
 }
 
+/// What a host does, with an agent or without.
+pub(super) trait Far: Send + Sync {
+    /// Waits for the list of files.
+    fn walk(&self) -> Result<Walk>;
+    /// Asks for files; gives the numbers of the jobs, in order.
+    fn request(&self, requests: Vec<Request>) -> Result<Vec<u32>>;
+    /// Waits for a job's end. It can be asked for once.
+    fn outcome(&self, number: u32) -> Result<Outcome>;
+    /// Waits for the ends of jobs; `stage` is told of the bytes that came meanwhile.
+    fn outcomes(&self, numbers: &[u32], stage: &dyn Stage) -> Result<Vec<Outcome>>;
+    /// The delta that came for a job that is done.
+    fn delta(&self, number: u32) -> Option<File>;
+    /// True if it makes deltas.
+    fn has_deltas(&self) -> bool;
+    /// Bytes sent and received so far.
+    fn traffic(&self) -> (u64, u64);
+    /// What only a running host knows: a JSON value.
+    fn live(&self, ask: &Ask) -> Result<Live>;
+    /// Ends it in peace.
+    fn quit(&self);
+}
+
 /// A connection to an agent.
 pub(super) struct Link {
     shared: Arc<Shared>,
@@ -208,9 +231,11 @@ impl Link {
             let _ = requests.send(frame(kind, payload));
         }
     }
+}
 
+impl Far for Link {
     /// Bytes sent and received so far.
-    pub(super) fn traffic(&self) -> (u64, u64) {
+    fn traffic(&self) -> (u64, u64) {
         (
             self.shared.sent.load(Ordering::Relaxed),
             self.shared.received.load(Ordering::Relaxed),
@@ -218,14 +243,14 @@ impl Link {
     }
 
     /// Waits for the walk.
-    pub(super) fn walk(&self) -> Result<Walk> {
+    fn walk(&self) -> Result<Walk> {
         self.shared
             .wait(|state| state.walk.done.then(|| std::mem::take(&mut state.walk)))
     }
 
     /// Asks for files. No more are with the host at once than it and this side can take: the rest waits here. Gives the
     /// numbers of the jobs, in order.
-    pub(super) fn request(&self, requests: Vec<Request>) -> Result<Vec<u32>> {
+    fn request(&self, requests: Vec<Request>) -> Result<Vec<u32>> {
         let mut numbers = Vec::with_capacity(requests.len());
         let mut requests = requests.into_iter().peekable();
         while requests.peek().is_some() {
@@ -279,17 +304,17 @@ impl Link {
     }
 
     /// Waits for a job's end. It can be asked for once.
-    pub(super) fn outcome(&self, number: u32) -> Result<Outcome> {
+    fn outcome(&self, number: u32) -> Result<Outcome> {
         self.shared.wait(|state| state.outcomes.remove(&number))
     }
 
     /// The delta that came for a job that is done.
-    pub(super) fn delta(&self, number: u32) -> Option<File> {
+    fn delta(&self, number: u32) -> Option<File> {
         self.shared.state().deltas.remove(&number)
     }
 
     /// Waits for the ends of jobs; `stage` is told of the bytes that came meanwhile.
-    pub(super) fn outcomes(&self, numbers: &[u32], stage: &dyn Stage) -> Result<Vec<Outcome>> {
+    fn outcomes(&self, numbers: &[u32], stage: &dyn Stage) -> Result<Vec<Outcome>> {
         let mut told = self.traffic().1;
         let mut all = Vec::with_capacity(numbers.len());
         for number in numbers {
@@ -302,17 +327,29 @@ impl Link {
     }
 
     /// What only a running host knows: a JSON value.
-    pub(super) fn live(&self, ask: &[u8]) -> Result<Vec<u8>> {
+    fn live(&self, ask: &Ask) -> Result<Live> {
+        let bad = |e: serde_json::Error| {
+            Error::corrupt(
+                format!("{}: what the agent tells of the host: {e}", self.shared.name),
+                0,
+            )
+        };
+        let ask = serde_json::to_vec(ask).map_err(bad)?;
         self.shared.state().live = Some(Vec::new());
-        self.send(kind::LIVE, ask);
-        self.shared.wait(|state| {
+        self.send(kind::LIVE, &ask);
+        let told = self.shared.wait(|state| {
             let done = std::mem::take(&mut state.live_done);
             done.then(|| state.live.take().unwrap_or_default())
-        })
+        })?;
+        serde_json::from_slice(&told).map_err(bad)
+    }
+
+    fn has_deltas(&self) -> bool {
+        true
     }
 
     /// Ends the agent in peace.
-    pub(super) fn quit(&self) {
+    fn quit(&self) {
         self.send(kind::QUIT, &[]);
         let _ = self.shared.wait(|state| state.bye.then_some(()));
         self.shared

@@ -2,6 +2,8 @@
 
 mod contents;
 mod link;
+mod processes;
+mod shell;
 mod start;
 
 pub use start::Sudo;
@@ -17,7 +19,8 @@ use crate::ssh::transport::Transport;
 use crate::store::Store;
 use crate::tree::{FileId, Kind, Node, Problem, Tree};
 use contents::{Contents, Identity};
-use link::{Link, Outcome, Request};
+use link::{Far, Link, Outcome, Request};
+use shell::Shell;
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -49,6 +52,8 @@ pub struct Options {
     pub rate: Option<u64>,
     /// Work only while the load of the last minute is at most this, in hundredths.
     pub load: Option<u32>,
+    /// Send no agent: only what find, stat and tar tell.
+    pub agentless: bool,
     /// Send this program instead of the built-in agent (`VM2K_AGENT`).
     pub agent: Option<PathBuf>,
 }
@@ -63,6 +68,7 @@ impl Default for Options {
             sudo: Sudo::default(),
             rate: None,
             load: None,
+            agentless: false,
             agent: std::env::var_os("VM2K_AGENT")
                 .filter(|v| !v.is_empty())
                 .map(PathBuf::from),
@@ -82,7 +88,7 @@ pub struct Host {
     /// True if all of the host is read.
     whole: bool,
     with_env: bool,
-    link: Link,
+    link: Box<dyn Far>,
     contents: Arc<Contents>,
     /// Where temporary files may lie.
     scratch: PathBuf,
@@ -129,12 +135,14 @@ fn agent(options: &Options) -> Result<Vec<u8>> {
 }
 
 impl Host {
-    /// Starts an agent on the host of `transport` and lists its files. What comes from there is kept in `store`.
+    /// Starts an agent on the host of `transport`, or does without where none can run, and lists its files. What comes from
+    /// there is kept in `store`.
     ///
     /// # Errors
-    /// [`Error::Network`] if the connection breaks, [`Error::Unsupported`] if no agent can run there.
+    /// [`Error::Network`] if the connection breaks, [`Error::Unsupported`] if the host has not even what is needed without an
+    /// agent.
     pub fn open(
-        transport: &dyn Transport,
+        transport: Arc<dyn Transport>,
         options: &Options,
         store: &Store,
         progress: &dyn Progress,
@@ -143,19 +151,38 @@ impl Host {
             true => transport.name(),
             false => options.name.clone(),
         };
-        let agent = agent(options)?;
-        let started = match start::start(transport, &agent, std::env::consts::ARCH, &options.sudo)? {
-            Ok(started) => started,
-            Err(why) => return Err(Error::unsupported(format!("{name}: {why}"))),
+        let started = match options.agentless {
+            true => None,
+            false => {
+                let agent = agent(options)?;
+                match start::start(&*transport, &agent, std::env::consts::ARCH, &options.sudo)? {
+                    Ok(started) => Some(started),
+                    Err(why) => {
+                        progress.warn(&format!(
+                            "{name}: {why}; going on without an agent, which is slower and lacks extended attributes"
+                        ));
+                        None
+                    }
+                }
+            }
         };
-        let hello = started.hello.clone();
-        if hello.uid != 0 {
+        let mut greeting = None;
+        let (uid, host) = match &started {
+            Some(started) => (started.hello.uid, started.hello.host),
+            None => {
+                let sudo = !matches!(options.sudo, Sudo::No);
+                let found = shell::greet(&*transport, sudo)?;
+                let known = (if found.has_sudo() { 0 } else { found.uid }, found.host);
+                greeting = Some(found);
+                known
+            }
+        };
+        if uid != 0 {
             progress.warn(&format!(
-                "{name}: the agent runs as user {}, not as root: files that it may not read are listed and left out",
-                hello.uid
+                "{name}: the host is read as user {uid}, not as root: files that this user may not read are listed and left out"
             ));
         }
-        let key = match hello.host {
+        let key = match host {
             id if id == [0; 32] => blake3::hash(transport.name().as_bytes()),
             id => blake3::hash(&id),
         };
@@ -167,7 +194,18 @@ impl Host {
             rate: options.rate.unwrap_or(0),
             load: options.load.unwrap_or(0),
         };
-        let link = Link::new(name.clone(), started, &start, Arc::clone(&contents));
+        let link: Box<dyn Far> = match (started, greeting) {
+            (Some(started), _) => Box::new(Link::new(name.clone(), started, &start, Arc::clone(&contents))),
+            (None, Some(greeting)) => Box::new(Shell::new(
+                name.clone(),
+                transport,
+                &greeting,
+                &options.root,
+                options.one_filesystem,
+                Arc::clone(&contents),
+            )),
+            (None, None) => return Err(Error::unsupported(format!("{name}: the host cannot be read"))),
+        };
         let stage = progress.stage("listing the host's files", None);
         let walk = link.walk()?;
         drop(stage);
@@ -249,7 +287,7 @@ impl Host {
 
     /// A request for the difference to the last content that is kept of a path. `None` if there is none, or it does not pay.
     fn delta_request(&self, path: &GuestPath, node: &Node) -> Option<Request> {
-        if node.size() < DELTA {
+        if node.size() < DELTA || !self.link.has_deltas() {
             return None;
         }
         let old = self.contents.last(path).filter(|old| old.len() >= DELTA)?;
@@ -615,14 +653,10 @@ impl Source for Host {
         if !self.whole {
             return Ok(None);
         }
-        let bad = |e: serde_json::Error| {
-            Error::corrupt(format!("{}: what the agent tells of the host: {e}", self.name), 0)
-        };
         let ask = Ask {
             with_env: self.with_env,
             watch,
         };
-        let told = self.link.live(&serde_json::to_vec(&ask).map_err(bad)?)?;
-        serde_json::from_slice(&told).map(Some).map_err(bad)
+        self.link.live(&ask).map(Some)
     }
 }

@@ -82,7 +82,8 @@ fn script(size: usize, machine: &str, tried: &[String], sudo: &Sudo) -> String {
         r#"rm -f "$f"; f=; done; "#.to_owned(),
         r#"[ -n "$f" ] || { echo "vm2k: never no directory there takes a file that can be executed"; exit 0; }; "#.to_owned(),
         r#"echo "vm2k: place $d"; "#.to_owned(),
-        format!(r#"{{ head -c {size} | gzip -dc > "$f"; }} 2>/dev/null || {{ echo "vm2k: full $d"; exit 0; }}; "#),
+        format!(r#"e=$(export LC_ALL=C; {{ head -c {size} | gzip -dc > "$f"; }} 2>&1) || "#),
+        r#"{ case "$e" in *pace*|*quota*) echo "vm2k: full $d";; *) echo "vm2k: lost $e";; esac; exit 0; }; "#.to_owned(),
         r#""$f" agent --check 2>/dev/null || { echo "vm2k: never the agent cannot run there"; exit 0; }; "#.to_owned(),
         r#"i=; command -v ionice >/dev/null 2>&1 && i="ionice -c3"; "#.to_owned(),
         format!(r#"u={sudo}; [ "$(id -u)" = 0 ] && u=no; "#),
@@ -138,14 +139,24 @@ fn attempt(
         from: stdout,
         read: 0,
     };
+    let mut unsent: Option<std::io::Error> = None;
     // What goes wrong is best told by what the command said on stderr.
-    let mut told = |error: Error| match control.wait(END) {
-        Ok(exit) => lost(format!("{name}: the agent was not started: {}", exit.describe())),
-        Err(_) => error,
+    let mut told = |error: Error| {
+        again(match control.wait(END) {
+            Ok(exit) if exit.success() && exit.stderr.is_empty() => error,
+            Ok(exit) => lost(format!("{name}: the agent was not started: {}", exit.describe())),
+            Err(_) => error,
+        })
     };
     loop {
         let line = match from.line() {
             Ok(Some(line)) => line,
+            Ok(None) if unsent.is_some() => {
+                let why = unsent
+                    .take()
+                    .map(|e| Error::from_io(format!("sending the agent to {name}"), e));
+                return Err(told(why.unwrap_or_else(|| lost(""))));
+            }
             Ok(None) => return Err(told(lost(format!("{name}: the agent was not started")))),
             Err(e) => return Err(told(Error::from_io(format!("reading from {name}"), e))),
         };
@@ -155,13 +166,25 @@ fn attempt(
         let (word, rest) = word.split_once(' ').unwrap_or((word, ""));
         match word {
             "place" => {
-                if let Err(e) = stdin.write_all(agent).and_then(|()| stdin.flush()) {
-                    return Err(told(Error::from_io(format!("sending the agent to {name}"), e)));
-                }
+                // Why it is not taken stands in the next line.
+                let sent = stdin.write_all(agent).and_then(|()| stdin.flush());
+                unsent = sent.err();
             }
-            "full" => return Ok(Attempt::Full(rest.to_owned())),
-            "never" => return Ok(Attempt::Never(rest.chars().take(200).collect())),
+            // The command removes its file before it ends.
+            "full" => {
+                let _ = told(lost(""));
+                return Ok(Attempt::Full(rest.to_owned()));
+            }
+            "never" => {
+                let _ = told(lost(""));
+                return Ok(Attempt::Never(rest.chars().take(200).collect()));
+            }
+            "lost" => {
+                let _ = told(lost(""));
+                return Err(again(lost(format!("{name}: the agent did not arrive: {rest}"))));
+            }
             "sudo" => {
+                let _ = told(lost(""));
                 return Err(
                     Error::refused(format!("{name}: sudo asks for a password or refuses"))
                         .hint("give the password with --sudo-password-stdin, or connect as a user who may"),
@@ -192,6 +215,16 @@ fn attempt(
         hello,
         sent: agent.len() as u64,
     })))
+}
+
+/// The advice for a connection that broke.
+fn again(error: Error) -> Error {
+    match error {
+        e @ Error::Network { .. } => {
+            e.hint("see that the host can be reached, and run the same command again")
+        }
+        e => e,
+    }
 }
 
 /// Lines in front of the protocol, read byte by byte, so that nothing behind them is.

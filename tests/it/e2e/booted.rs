@@ -154,7 +154,7 @@ impl Booted {
             "{command}: {}",
             String::from_utf8_lossy(&output.stderr)
         );
-        String::from_utf8(output.stdout).unwrap()
+        String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
     /// Every path that the machine has, but for what its kernel makes up.
