@@ -480,7 +480,7 @@ impl Far for Shell {
         let seed = std::collections::hash_map::RandomState::new();
         let token = format!("vm2k{:016x}", std::hash::BuildHasher::hash_one(&seed, &self.name));
         let script = processes::script(&token, ask.with_env);
-        let command = format!("{}{}", self.sudo, shell(&script));
+        let command = shell(&format!("exec {}/bin/sh -c {}", self.sudo, quote(&script)));
         let out = run(&*self.transport, &command, b"", LIVE, WALK)?;
         self.received
             .fetch_add(out.stdout.len() as u64, Ordering::Relaxed);
