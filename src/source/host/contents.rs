@@ -109,11 +109,14 @@ impl Parts {
     }
 }
 
+/// Pack and offset of a block, and what it unpacks to.
+type Unpacked = ((u64, u64), Arc<Vec<u8>>);
+
 /// The kept contents of one host.
 pub(super) struct Contents {
     dir: PathBuf,
     state: Mutex<State>,
-    cache: Mutex<VecDeque<((u64, u64), Arc<Vec<u8>>)>>,
+    cache: Mutex<VecDeque<Unpacked>>,
 }
 
 #[derive(Default)]
