@@ -931,7 +931,7 @@ mod tests {
         // A pack that a run still writes to stays.
         contents.retain(&HashSet::new());
         assert!(!contents.numbers().is_empty());
-        drop((contents, whole));
+        drop((contents, whole, kept));
         let contents = Arc::new(Contents::open(dir.path(), "h").unwrap());
         assert!(contents.digest(&[2; 16]).is_some());
         contents.retain(&HashSet::new());
