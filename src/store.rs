@@ -4,6 +4,7 @@
 //! DIR/blobs/sha256/<hex>     a blob, mode 0444
 //! DIR/cache/<kind>/<hex>     blake3 of what follows, then the value
 //! DIR/tmp/<pid>-<n>          a blob being written, locked by its writer
+//! DIR/contents/<host>/       contents of running hosts (source::host)
 //! ```
 //!
 //! Nothing here is ever synced: a name appears by rename, and whatever is read is checked against its digest, so that a

@@ -32,6 +32,8 @@ if [ "${1:-all}" = all ]; then
         "dockerd    docker.io"
         "docker     docker.io"
         "rsync      rsync"
+        "sshd       openssh-server"
+        "ssh        openssh-client"
         "strace     strace"
         "hyperfine  hyperfine"
         "xz         xz-utils"

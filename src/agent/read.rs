@@ -212,7 +212,7 @@ fn contents(
     buf: &mut Vec<u8>,
     mut f: impl FnMut(Part<'_>),
 ) -> Result<(u64, [u8; 32]), Failed> {
-    const ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+    static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
     let mut hasher = blake3::Hasher::new();
     buf.resize(PIECE, 0);
     let mut at = 0;

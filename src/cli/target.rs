@@ -289,3 +289,65 @@ fn warn_of_problems(source: &dyn Source, ui: &Ui) {
         ui.warn(&format!("{}: {}", problem.path, problem.what));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_a_host_and_what_is_a_file() {
+        let place = |host: &str, user: Option<&str>, port| Place {
+            host: host.to_owned(),
+            user: user.map(str::to_owned),
+            port,
+        };
+        for (text, wanted, dir) in [
+            ("web1", place("web1", None, None), "/"),
+            ("root@web1:2222", place("web1", Some("root"), Some(2222)), "/"),
+            ("a@b@web1/srv/x/", place("web1", Some("a@b"), None), "/srv/x"),
+            ("[::1]:22/", place("::1", None, Some(22)), "/"),
+            ("[fe80::1]", place("fe80::1", None, None), "/"),
+        ] {
+            let (found, root) = address(text).unwrap();
+            assert_eq!((found, root.to_string().as_str()), (wanted, dir), "{text}");
+        }
+        for text in [
+            "",
+            "@web",
+            "web:0",
+            "web:x",
+            "web:99999",
+            "-oProxyCommand=x",
+            "[::1",
+            "[::1]x",
+            "a b",
+            "-l@web",
+            "web/../x",
+        ] {
+            assert!(address(text).is_none(), "{text}");
+        }
+        assert_eq!(
+            bare_host("root@web1.example"),
+            Some(place("web1.example", Some("root"), None))
+        );
+        assert_eq!(bare_host("web1"), Some(place("web1", None, None)));
+        for text in [
+            "disk.qcow2",
+            "a.IMG",
+            "a/b",
+            "x+y",
+            "",
+            "-x",
+            ".hidden",
+            "a b",
+            "@web",
+            "-l@web",
+        ] {
+            assert_eq!(bare_host(text), None, "{text}");
+        }
+        assert_eq!(parse_rate("10M"), Ok(10 << 20));
+        assert!(parse_rate("0").is_err() && parse_rate("x").is_err() && parse_rate("99999999999G").is_err());
+        assert_eq!(parse_load("1.5"), Ok(150));
+        assert!(parse_load("0").is_err() && parse_load("nan").is_err());
+    }
+}

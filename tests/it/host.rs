@@ -451,7 +451,13 @@ fn places_that_take_no_program_are_passed_over() {
         everywhere.push_str(&format!("mount -t tmpfs -o noexec x {dir} || true;"));
     }
     // Then without an agent.
-    let host = place.open(&in_namespace(&everywhere)).unwrap();
+    let store = Store::open(&place.path("store")).unwrap();
+    let options = Options {
+        root: GuestPath::new(b"/etc").unwrap(),
+        ..place.options()
+    };
+    let transport = Arc::new(place.transport(&in_namespace(&everywhere)));
+    let host = Host::open(transport, &options, &store, &Silent).unwrap();
     assert!(
         host.problems()
             .iter()

@@ -17,7 +17,7 @@ use crate::tree::Node;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::fs::File;
 use std::io::Write;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -109,11 +109,14 @@ impl Parts {
     }
 }
 
+/// Pack and offset of a block, and what it unpacks to.
+type Unpacked = ((u64, u64), Arc<Vec<u8>>);
+
 /// The kept contents of one host.
 pub(super) struct Contents {
     dir: PathBuf,
     state: Mutex<State>,
-    cache: Mutex<VecDeque<((u64, u64), Arc<Vec<u8>>)>>,
+    cache: Mutex<VecDeque<Unpacked>>,
 }
 
 #[derive(Default)]
@@ -299,7 +302,12 @@ impl Contents {
     /// [`Error::Io`] if the directory cannot be made. A damaged pack is used as far as it is whole.
     pub(super) fn open(store: &Path, host: &str) -> Result<Self> {
         let dir = store.join("contents").join(host);
-        std::fs::create_dir_all(&dir).map_err(|e| {
+        // What lies here are files of the host as its root sees them.
+        let made = std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&dir);
+        made.map_err(|e| {
             Error::io(format!("making {}", dir.display()), e)
                 .hint("name a directory that can be written and has room with --store DIR or VM2K_STORE")
         })?;
@@ -476,6 +484,7 @@ impl Contents {
                     .read(true)
                     .append(true)
                     .create_new(true)
+                    .mode(0o600)
                     .open(&path)
                 {
                     Ok(file) => break file,
@@ -835,5 +844,116 @@ impl ReadAt for Kept {
             }),
             None => Ok(Extent { hole: true, len: 0 }),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::agent::wire::kind;
+
+    fn got(bytes: &[u8]) -> Got {
+        Got {
+            len: bytes.len() as u64,
+            digest: *blake3::hash(bytes).as_bytes(),
+            ino: 1,
+            mode: 0o644,
+            uid: 0,
+            gid: 0,
+            mtime: crate::tree::Time::default(),
+            ctime: crate::tree::Time::default(),
+            torn: false,
+        }
+    }
+
+    fn receive(contents: &Arc<Contents>, job: u32, identity: Identity, list: &[Item<'_>]) -> Result<()> {
+        let wanted = Wanted {
+            job,
+            identity,
+            path: [job as u8; 16],
+            beginning: contents.beginning(&identity),
+        };
+        let mut files: HashMap<u32, Receiving> = contents.begin(&[wanted])?.into_iter().collect();
+        let mut raw = Encoder::default();
+        list.iter().for_each(|item| item.encode(&mut raw));
+        let payload = pack(&raw.0, 1);
+        contents.keep(&payload, &raw.0, &mut files, |_| 1 << 20, |_, _| Some(identity))
+    }
+
+    fn data(job: u32, bytes: &[u8]) -> Item<'_> {
+        Item::Data { job, bytes, at: 0 }
+    }
+
+    #[test]
+    fn what_came_is_there_after_a_cut() {
+        let dir = tempfile::tempdir().unwrap();
+        let content = [vec![1; 1000], vec![0; 5000], b"end".to_vec()].concat();
+        let end = Item::End {
+            job: 1,
+            got: got(&content),
+            sent: true,
+        };
+        let contents = Arc::new(Contents::open(dir.path(), "h").unwrap());
+        let list = [
+            data(1, &content[..1000]),
+            Item::Hole { job: 1, len: 5000 },
+            data(1, b"end"),
+            end,
+        ];
+        receive(&contents, 1, [1; 16], &list).unwrap();
+        receive(&contents, 2, [2; 16], &[data(2, b"begin")]).unwrap();
+        drop(contents);
+        let mode =
+            |path: &Path| std::os::unix::fs::PermissionsExt::mode(&path.metadata().unwrap().permissions());
+        let pack = dir.path().join("contents/h/1.pack");
+        assert_eq!(mode(&pack) & 0o777, 0o600);
+        // A frame that was cut off is no harm.
+        let mut file = File::options().append(true).open(&pack).unwrap();
+        file.write_all(&frame(kind::DATA, b"whatever")[..9]).unwrap();
+        let contents = Arc::new(Contents::open(dir.path(), "h").unwrap());
+        let digest = contents.digest(&[1; 16]).unwrap();
+        let kept = contents.get(&digest).unwrap();
+        assert_eq!(crate::read_at::read_all(&*kept, 1 << 20).unwrap(), content);
+        assert!(kept.extent_at(1000).unwrap().hole && kept.extent_at(1000).unwrap().len == 5000);
+        assert_eq!(contents.beginning(&[2; 16]).unwrap().len, 5);
+        // It goes on where it was.
+        let end = Item::End {
+            job: 7,
+            got: got(b"beginning"),
+            sent: true,
+        };
+        receive(&contents, 7, [2; 16], &[data(7, b"ning"), end]).unwrap();
+        let whole = contents.get(&contents.digest(&[2; 16]).unwrap()).unwrap();
+        assert_eq!(crate::read_at::read_all(&*whole, 100).unwrap(), b"beginning");
+        // The new pack needs the old one for the beginning.
+        contents.retain(&HashSet::from([[2; 16]]));
+        assert_eq!(contents.numbers().len(), 2);
+        // A pack that a run still writes to stays.
+        contents.retain(&HashSet::new());
+        assert!(!contents.numbers().is_empty());
+        drop((contents, whole, kept));
+        let contents = Arc::new(Contents::open(dir.path(), "h").unwrap());
+        assert!(contents.digest(&[2; 16]).is_some());
+        contents.retain(&HashSet::new());
+        assert_eq!(contents.numbers().len(), 0);
+    }
+
+    #[test]
+    fn lies_are_not_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let contents = Arc::new(Contents::open(dir.path(), "h").unwrap());
+        let end = |job, bytes: &[u8]| Item::End {
+            job,
+            got: got(bytes),
+            sent: true,
+        };
+        assert!(receive(&contents, 1, [1; 16], &[data(1, b"this"), end(1, b"that")]).is_err());
+        assert!(contents.digest(&[1; 16]).is_none());
+        assert!(receive(&contents, 2, [2; 16], &[Item::Hole { job: 2, len: 1 << 40 }]).is_err());
+        let tiny: Vec<Item<'_>> = (0..1000).map(|_| data(3, b"x")).collect();
+        assert!(receive(&contents, 3, [3; 16], &tiny).is_ok() == (tiny.len() < 66));
+        // Of a job that nobody asked for nothing is kept.
+        receive(&contents, 4, [4; 16], &[data(5, b"x"), Item::Again { job: 9 }]).unwrap();
+        assert!(contents.beginning(&[4; 16]).is_none());
     }
 }
