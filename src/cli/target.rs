@@ -117,6 +117,7 @@ fn open_host(
     name: String,
     place: &Place,
     root: &GuestPath,
+    fresh: bool,
     ui: &Ui,
 ) -> anyhow::Result<Host> {
     if common.offline {
@@ -128,6 +129,7 @@ fn open_host(
         root: root.clone(),
         one_filesystem: common.one_file_system,
         with_env: common.with_env,
+        fresh,
         rate: common.bwlimit,
         load: common.max_load,
         agentless: common.agentless,
@@ -238,6 +240,15 @@ pub(super) fn judged(common: &Common, reference: &oci::Reference, ui: &Ui) -> an
 
 /// Opens a machine: something with an operating system.
 pub(super) fn open_machine(common: &Common, text: &str, ui: &Ui) -> anyhow::Result<Opened> {
+    open_machine_as(common, text, false, ui)
+}
+
+/// The same of a machine that an image is judged by: every byte of it is read now.
+pub(super) fn open_judge(common: &Common, text: &str, ui: &Ui) -> anyhow::Result<Opened> {
+    open_machine_as(common, text, true, ui)
+}
+
+fn open_machine_as(common: &Common, text: &str, fresh: bool, ui: &Ui) -> anyhow::Result<Opened> {
     let opened = match parse(text)? {
         Target::Disks(paths) => {
             let machine = Machine::open(&paths, &machine_options(common, ui)?, ui)?;
@@ -256,7 +267,7 @@ pub(super) fn open_machine(common: &Common, text: &str, ui: &Ui) -> anyhow::Resu
             identity: None,
         },
         Target::Host(name, place, root) => Opened {
-            source: Box::new(open_host(common, name, &place, &root, ui)?),
+            source: Box::new(open_host(common, name, &place, &root, fresh, ui)?),
             identity: None,
         },
     };
@@ -270,7 +281,7 @@ pub(super) fn open_any(common: &Common, text: &str, ui: &Ui) -> anyhow::Result<B
         Target::Disks(paths) => Box::new(Machine::open_any(&paths, &machine_options(common, ui)?, ui)?),
         Target::Directory(path) => Box::new(Directory::open(&path)?),
         Target::Image(reference) => Box::new(image(common, &reference, ImageOptions::default(), ui)?),
-        Target::Host(name, place, root) => Box::new(open_host(common, name, &place, &root, ui)?),
+        Target::Host(name, place, root) => Box::new(open_host(common, name, &place, &root, true, ui)?),
     })
 }
 

@@ -31,7 +31,7 @@ const SCHEMA: &str = "vm2k.verify/1";
 
 pub(super) fn run(common: &Common, arguments: &Arguments, ui: &Ui) -> anyhow::Result<u8> {
     let files = target::judged(common, &oci::Reference::parse(&arguments.image)?, ui)?;
-    let opened = target::open_machine(common, &arguments.target, ui)?;
+    let opened = target::open_judge(common, &arguments.target, ui)?;
     let note = match files.image().label(LABEL) {
         Some(text) => Note::decode(text)?,
         None => {

@@ -137,8 +137,6 @@ const SINGLE: &[&str] = &[
     "/etc/group",
     "/etc/shadow",
     "/etc/fstab",
-    "/etc/debian_version",
-    "/etc/redhat-release",
     "/etc/inittab",
     "/etc/crontab",
     "/var/lib/apt/extended_states",
@@ -163,6 +161,18 @@ pub fn needed(tree: &Tree) -> Vec<FileId> {
         .collect();
     let single = SINGLE.iter().filter_map(|path| tree.find(path));
     ids.extend(single.filter(|(_, node)| node.is_file()).map(|(_, node)| node.id));
+    // Each distribution names its release in a file of its own.
+    let etc = tree.find("/etc").map(|(path, _)| path);
+    let releases = etc
+        .iter()
+        .flat_map(|etc| tree.children(etc))
+        .filter(|(path, node)| {
+            let name = path.name();
+            node.is_file()
+                && node.size() <= 64 << 10
+                && (name.ends_with(b"release") || name.ends_with(b"_version"))
+        });
+    ids.extend(releases.map(|(_, node)| node.id));
     ids
 }
 

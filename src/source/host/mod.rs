@@ -46,6 +46,8 @@ pub struct Options {
     pub one_filesystem: bool,
     /// Ask for values of environment variables too.
     pub with_env: bool,
+    /// Hash every file anew, and trust nothing that was kept of it: for a judge.
+    pub fresh: bool,
     /// How the agent gets rights.
     pub sudo: Sudo,
     /// The most bytes a second that the host sends.
@@ -65,6 +67,7 @@ impl Default for Options {
             root: GuestPath::root(),
             one_filesystem: false,
             with_env: false,
+            fresh: false,
             sudo: Sudo::default(),
             rate: None,
             load: None,
@@ -88,6 +91,7 @@ pub struct Host {
     /// True if all of the host is read.
     whole: bool,
     with_env: bool,
+    fresh: bool,
     link: Box<dyn Far>,
     contents: Arc<Contents>,
     /// Where temporary files may lie.
@@ -221,6 +225,10 @@ impl Host {
         for fs in walk.filesystems {
             let some = |text: String| Some(text).filter(|t| !t.is_empty());
             names.insert(fs.number, Arc::from(fs.identity));
+            // What the kernel makes up has no room, and what lies in memory is no part of a machine.
+            if fs.size == 0 || ["tmpfs", "devtmpfs", "ramfs"].contains(&fs.kind.as_str()) {
+                continue;
+            }
             filesystems.push(FilesystemInfo {
                 kind: fs.kind,
                 device: fs.device,
@@ -235,6 +243,7 @@ impl Host {
             name,
             whole: options.root == GuestPath::root(),
             with_env: options.with_env,
+            fresh: options.fresh,
             link,
             contents,
             scratch: store.dir().join("tmp"),
@@ -574,6 +583,7 @@ impl Source for Host {
             let ended = self.ended(*id).ok().flatten();
             let digest = match ended {
                 Some(Outcome::Got(got)) => Some(got.digest),
+                _ if self.fresh => None,
                 _ => self.contents.digest(&self.identity(node)),
             };
             match digest {

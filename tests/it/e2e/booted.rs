@@ -265,7 +265,7 @@ fn a_machine_that_runs_is_scanned_and_converted() {
             .find(|p| p["port"] == number)
             .unwrap_or_else(|| panic!("no port {number}: {ports:?}"))
     };
-    assert_eq!(port(80)["service"], "nginx");
+    assert_eq!(port(8080)["service"], "nginx");
     assert_eq!(port(22)["service"], "ssh");
     assert_eq!(port(8000)["service"], "app");
     // ss(8) is the judge of all ports.
