@@ -116,7 +116,7 @@ pub(super) fn findings(live: &Live) -> Vec<Finding> {
         let unit = pids.iter().find_map(|pid| process(live, *pid)?.unit.clone());
         let stop = unit.map_or_else(|| "stop it".to_owned(), |unit| format!("stop {unit}"));
         let evidence = format!(
-            "{path} is being written by {}: a copy of its files may not fit together; {}, {stop} meanwhile, or read a snapshot (--freeze)",
+            "{path} is being written by {}: a copy of its files may not fit together; {}, {stop} meanwhile, or convert a snapshot of the disk",
             who.join(", "),
             data::dump_of(path),
         );
@@ -242,7 +242,7 @@ mod tests {
             "/var/lib/mysql is being written by mysqld (process 20)",
             "mysqldump",
             "stop mysql.service",
-            "--freeze",
+            "snapshot",
         ] {
             assert!(lines[1].contains(words), "{words}: {}", lines[1]);
         }
