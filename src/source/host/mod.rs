@@ -28,6 +28,8 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 /// The smallest content that resumes where it was cut.
 const RESUMED: u64 = 1 << 20;
 
+/// The largest agent, in bytes.
+const AGENT: u64 = 1 << 30;
 /// The smallest content that travels as a delta.
 const DELTA: u64 = 1 << 20;
 /// Bytes of the sums of blocks in a signature. What is made of a delta is checked by its digest.
@@ -115,27 +117,30 @@ struct Files {
     ended: HashMap<FileId, Outcome>,
 }
 
-/// The agent to send, gzip'ed.
-fn agent(options: &Options) -> Result<Vec<u8>> {
-    use std::io::Write;
-    let plain;
+/// The agent to send, gzip'ed, and the BLAKE3 of what runs then.
+fn agent(options: &Options) -> Result<(Vec<u8>, [u8; 32])> {
+    use std::io::{Read, Write};
+    let read;
     let bytes: &[u8] = match &options.agent {
         Some(path) => {
-            plain = std::fs::read(path).map_err(|e| Error::io(format!("reading {}", path.display()), e))?;
-            &plain
+            read = std::fs::read(path).map_err(|e| Error::io(format!("reading {}", path.display()), e))?;
+            &read
         }
         None => crate::agent::binary().ok_or_else(|| {
             Error::unsupported("this build of vm2k has no agent to send to a host")
-                .hint("name a static build of it with VM2K_AGENT")
+                .hint("name a static build of it with VM2K_AGENT, or go without one: --agentless")
         })?,
     };
-    if bytes.starts_with(&[0x1f, 0x8b]) {
-        return Ok(bytes.to_vec());
+    let failed = |e| Error::io("compressing the agent", e);
+    if !bytes.starts_with(&[0x1f, 0x8b]) {
+        let mut out = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+        let packed = out.write_all(bytes).and_then(|()| out.finish()).map_err(failed)?;
+        return Ok((packed, *blake3::hash(bytes).as_bytes()));
     }
-    let mut out = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
-    out.write_all(bytes)
-        .and_then(|()| out.finish())
-        .map_err(|e| Error::io("compressing the agent", e))
+    let mut hasher = blake3::Hasher::new();
+    let mut plain = flate2::read::GzDecoder::new(bytes).take(AGENT);
+    std::io::copy(&mut plain, &mut hasher).map_err(failed)?;
+    Ok((bytes.to_vec(), *hasher.finalize().as_bytes()))
 }
 
 impl Host {
@@ -158,9 +163,17 @@ impl Host {
         let started = match options.agentless {
             true => None,
             false => {
-                let agent = agent(options)?;
+                let (agent, digest) = agent(options)?;
                 match start::start(&*transport, &agent, std::env::consts::ARCH, &options.sudo)? {
-                    Ok(started) => Some(started),
+                    Ok(started) => {
+                        // Zeros: it could not read itself, which is no reason to doubt it.
+                        if ![digest, [0; 32]].contains(&started.hello.executable) {
+                            return Err(Error::refused(format!(
+                                "{name}: the agent that runs there is not the one that was sent"
+                            )));
+                        }
+                        Some(started)
+                    }
                     Err(why) => {
                         progress.warn(&format!(
                             "{name}: {why}; going on without an agent, which is slower and lacks extended attributes"
