@@ -4,7 +4,7 @@
 //!
 //! ```text
 //! disk file -> disk -> volume -> fs --+
-//! directory, OCI image ---------------+--> Source       a tree of files, and a way to read each one
+//! directory, OCI image, running host -+--> Source       a tree of files, and a way to read each one
 //!                                            |
 //!                                            | inventory::take(&source, &distros)
 //!                                       Inventory       what is there: os, packages, users, services, ...
