@@ -4,6 +4,7 @@
 
 #![deny(clippy::indexing_slicing)]
 
+mod codec;
 mod limits;
 mod mounts;
 mod read;

@@ -728,6 +728,20 @@ fn a_hostile_agent_does_no_harm() {
         }
         assert!(began.elapsed() < Duration::from_secs(5), "mutant {n}");
     }
+    // An agent that says goodbye although it was asked for more.
+    let mut lies = b"vm2k: go\n".to_vec();
+    for (kind, payload) in frames.iter().filter(|(kind, _)| *kind < wire::kind::DATA) {
+        lies.extend(wire::frame(*kind, payload));
+    }
+    std::fs::write(place.path("lies"), lies).unwrap();
+    std::fs::write(place.path("more"), wire::frame(wire::kind::BYE, &[0, 0])).unwrap();
+    let _ = std::fs::remove_dir_all(place.path("store"));
+    let host = place.open(hostile).unwrap();
+    let e = host
+        .open(host.tree().find("/etc/passwd").unwrap().1.id)
+        .map(|_| ())
+        .unwrap_err();
+    assert_eq!(e.code(), vm2k::error::code::NETWORK, "{e}");
     // Another version says so.
     let mut hello = frames[0].1.clone();
     hello[8] ^= 0x55;

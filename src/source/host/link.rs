@@ -369,11 +369,13 @@ impl Drop for Link {
 /// Reads answers until the connection ends.
 fn listen(mut from: Box<dyn Read + Send>, mut control: Box<dyn Control>, shared: &Shared) {
     let result = answers(&mut *from, shared);
+    let name = &shared.name;
     if let Ok(true) = result {
+        // Whoever waits for an answer that never came must not wait for ever.
+        shared.fail(lost(format!("{name}: the agent ended before it was done")));
         let _ = control.wait(END);
         return;
     }
-    let name = &shared.name;
     let error = match result {
         Err(Error::Network { what, .. }) => lost(format!("{name}: {what}")),
         Err(e) => e.within(name),
