@@ -294,7 +294,7 @@ impl Wire {
                     set(*kind, keyword, &list)?;
                 } else if keyword == "ciphers" {
                     // Of the safe ones, the processors of today are fastest with these.
-                    all.sort_by_key(|cipher| !cipher.contains("-gcm@"));
+                    all.sort_by_key(|cipher| (!cipher.starts_with("aes128-gcm@"), !cipher.contains("-gcm@")));
                     set(*kind, keyword, &all.join(","))?;
                 }
             }
