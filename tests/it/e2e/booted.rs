@@ -199,6 +199,8 @@ const MOVES: &[(&str, &str)] = &[
     ),
     ("/var/log", "logs are written all the time"),
     ("/dev", "a devtmpfs"),
+    ("/proc", "the kernel's own mount hides the directory"),
+    ("/sys", "the kernel's own mount hides the directory"),
     ("/var/lib/systemd", "clock, seeds and timers of systemd"),
     ("/var/lib/private", "state of dynamic users"),
     ("/var/lib/nginx", "temporary bodies of requests"),
