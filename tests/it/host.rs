@@ -232,8 +232,13 @@ echo one >srv/new-1; echo two >srv/new-2"#,
     let report: serde_json::Value = serde_json::from_slice(&second.stdout).unwrap();
     assert_eq!(report["traffic"]["deltas"], 1);
     let (sent, received) = (wire("sent"), wire("received"));
+    // It travels gzip'ed, as the program does it.
     let agent = agent().map_or_else(
-        || vm2k::agent::binary().unwrap().len() as u64,
+        || {
+            let mut packed = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+            std::io::Write::write_all(&mut packed, vm2k::agent::binary().unwrap()).unwrap();
+            packed.finish().unwrap().len() as u64
+        },
         |a| a.metadata().unwrap().len(),
     );
     let all = received + sent - agent.min(sent);
@@ -266,8 +271,13 @@ fn a_cut_connection_ends_well_and_goes_on_where_it_was() {
     let target = place.target();
     let image = format!("oci:{}", place.path("image").display());
     let words = ["convert", &target, "--base", "none", "-o", &image, "--json"];
+    // It travels gzip'ed, as the program does it.
     let agent = agent().map_or_else(
-        || vm2k::agent::binary().unwrap().len() as u64,
+        || {
+            let mut packed = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+            std::io::Write::write_all(&mut packed, vm2k::agent::binary().unwrap()).unwrap();
+            packed.finish().unwrap().len() as u64
+        },
         |a| a.metadata().unwrap().len(),
     );
     let cuts: u64 = std::env::var("VM2K_TEST_CUTS")
