@@ -63,7 +63,7 @@ echo "\$RANDOM" > "$root/var/lib/bench/small-\$RANDOM"
 echo "\$RANDOM" > "$root/etc/bench-\$RANDOM"
 END
 tar="ssh -F $work/config demo 'tar --xattrs --acls --numeric-owner --one-file-system --warning=no-file-ignored -cf - / /home 2> /dev/null' | zstd -q -f -o $work/tar.zst"
-rsync() { # DIR
+again() { # DIR: the command line
     echo "rsync -aHAX --numeric-ids --one-file-system -e 'ssh -F $work/config' demo:/ demo:/home $1/"
 }
 convert() { # STORE OUTPUT
@@ -73,17 +73,17 @@ convert() { # STORE OUTPUT
 listed() { echo "$1 > /dev/null || [ \$? = 3 ]"; }
 
 eval "$tar"
-eval "$(rsync "$work/again.rsync")"
+eval "$(again "$work/again.rsync")"
 eval "$(listed "$(convert "$work/warm" "$work/first")")"
 sync
 hyperfine --shell bash --warmup 1 --runs "$runs" --export-json "$work/first.json" \
     --prepare "rm -rf $work/out $work/cold $work/rsync; sync" \
     -n 'ssh host tar -cf - / | zstd' "$tar" \
-    -n 'rsync -aHAX, first' "$(rsync "$work/rsync")" \
+    -n 'rsync -aHAX, first' "$(again "$work/rsync")" \
     -n 'vm2k convert, first' "$(listed "$(convert "$work/cold" "$work/out")")" >&2
 hyperfine --shell bash --runs "$runs" --export-json "$work/second.json" \
     --prepare "rm -rf $work/out; bash $work/change.sh; sync" \
-    -n 'rsync -aHAX, again' "$(rsync "$work/again.rsync")" \
+    -n 'rsync -aHAX, again' "$(again "$work/again.rsync")" \
     -n 'vm2k convert, again' "$(listed "$(convert "$work/warm" "$work/out")")" >&2
 
 wire() { # COMMAND: prints the bytes that the loopback interface carried meanwhile
@@ -95,10 +95,10 @@ wire() { # COMMAND: prints the bytes that the loopback interface carried meanwhi
 }
 rm -rf "$work/out" "$work/cold" "$work/rsync"
 tar_wire=$(wire "$tar")
-rsync_wire=$(wire "$(rsync "$work/rsync")")
+rsync_wire=$(wire "$(again "$work/rsync")")
 first_wire=$(wire "$(listed "$(convert "$work/cold" "$work/out")")")
 bash "$work/change.sh"
-rsync_again=$(wire "$(rsync "$work/again.rsync")")
+rsync_again=$(wire "$(again "$work/again.rsync")")
 rm -rf "$work/out"
 second_wire=$(wire "$(listed "$(convert "$work/warm" "$work/out")")")
 
