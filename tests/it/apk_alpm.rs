@@ -462,3 +462,44 @@ fn mutants_of_alpm() {
     };
     mutants("alpm", &files(&folder, &["/var/lib/pacman"]), pkgdb::alpm::read);
 }
+
+/// The same of dpkg, whose files stand here because the reader is the same for all of its family.
+#[test]
+fn mutants_of_dpkg() {
+    let status = "Package: one\nStatus: install ok installed\nPriority: optional\nInstalled-Size: 12\nArchitecture: amd64\n\
+                  Source: src (1.0)\nVersion: 2:1.0-1\nDepends: two (>= 1~rc1) | three, four:any\nProvides: virtual (= 1)\n\
+                  Conffiles:\n /etc/one.conf 0cc175b9c0f1b6a831c399e269772661\n /etc/gone 0cc175b9c0f1b6a831c399e269772661 obsolete\n\
+                  Description: one\n more of it\n\nPackage: two\nStatus: deinstall ok config-files\nArchitecture: all\nVersion: 1\n\n\
+                  Package: three\nStatus: install ok installed\nMulti-Arch: same\nArchitecture: amd64\nVersion: 3\n";
+    let files = [
+        ("/var/lib/dpkg/status", status),
+        (
+            "/var/lib/dpkg/info/one.list",
+            "/.\n/etc\n/etc/one.conf\n/usr/bin/one\n",
+        ),
+        (
+            "/var/lib/dpkg/info/one.md5sums",
+            "0cc175b9c0f1b6a831c399e269772661  usr/bin/one\n",
+        ),
+        ("/var/lib/dpkg/info/three:amd64.list", "/.\n/usr/lib/three\n"),
+        (
+            "/var/lib/dpkg/diversions",
+            "/usr/bin/one\n/usr/bin/one.real\nthree\n",
+        ),
+        ("/var/lib/dpkg/statoverride", "root staff 2755 /usr/bin/one\n"),
+        (
+            "/var/lib/dpkg/alternatives/tool",
+            "auto\n/usr/bin/tool\n\n/usr/bin/one\n10\n\n",
+        ),
+        (
+            "/var/lib/apt/extended_states",
+            "Package: three\nArchitecture: amd64\nAuto-Installed: 1\n",
+        ),
+        ("/etc/one.conf", "changed\n"),
+    ];
+    let files: Vec<(String, Vec<u8>)> = files
+        .iter()
+        .map(|(path, text)| ((*path).to_owned(), text.as_bytes().to_vec()))
+        .collect();
+    mutants("dpkg", &files, pkgdb::dpkg::read);
+}
